@@ -1,0 +1,28 @@
+from setuptools import setup
+
+setup(
+    name="qwen3-triton",
+    version="0.1.0",
+    description="A small, readable, fast engine for the Qwen3-MoE family, in PyTorch and Triton",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["kernels", "qwen3", "qwen3.tiny"],
+    package_data={"qwen3.tiny": ["*.json", "*.safetensors", "*.md"]},
+    install_requires=[
+        "torch>=2.9,<2.14",
+        "triton>=3.6,<3.10; sys_platform == 'linux'",
+        "tokenizers>=0.21",
+        "huggingface_hub>=1.0",
+        "safetensors>=0.5",
+        "jinja2>=3.1.6",
+        "tqdm>=4.60",
+        "numpy>=1.26",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.0"],
+        "bench": ["transformers>=5.0", "matplotlib>=3.8"],
+    },
+    entry_points={"console_scripts": ["qwen3=qwen3.cli:main"]},
+)
