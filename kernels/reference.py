@@ -1,0 +1,253 @@
+"""Every hot operation of Qwen3 in plain PyTorch: the ground truth of the tests and the path that runs on any CPU.
+
+Rounding follows Hugging Face transformers' Qwen3-MoE: what is said to happen "wide" happens in float32 (float64 when
+the inputs are float64, so the same functions also give the exact values that the tests compare with), everything
+else in the dtype of the input. All functions are differentiable except where they write the KV cache; the embedded
+model was trained through them.
+
+Shapes use T tokens, S sequences, H hidden size, D head_dim, Hq query heads, Hkv key/value heads, E experts, k experts
+per token, I intermediate size, V vocabulary. The KV cache of one layer is two tensors [num_blocks, Hkv, block_size, D];
+slot s lives in block s // block_size at offset s % block_size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .philox import uniform
+
+__all__ = [
+    "embedding", "linear", "rms_norm", "add_rms_norm", "add_norm_linear", "rope", "qk_norm_rope_cache",
+    "decode_attention", "prefill_attention", "swiglu", "route", "moe_experts", "sample",
+]  # fmt: skip
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of the table. token_ids [T] int64, weight [V, H] -> [T, H]."""
+    return F.embedding(token_ids, weight)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b. x [T, H], weight [N, H], bias [N] -> [T, N].
+
+    On a CPU, up to eight float32 rows go through W xᵀ, a single row twice: the libraries' matrix-vector product and
+    their x Wᵀ with few rows read the weights at half the speed.
+    """
+    rows = x.shape[0]
+    if rows > 8 or x.dtype != torch.float32 or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    columns = x.t() if rows > 1 else torch.cat((x, x)).t()
+    out = torch.mm(weight, columns).t()[:rows].contiguous()
+    return out if bias is None else out + bias
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight (Zhang and Sennrich, 2019): normalised wide, rounded, then times weight.
+
+    x [..., H], weight [H] -> [..., H] in x's dtype.
+    """
+    wide = _wide(x)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype) * weight
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual add and the norm that follows it. x, residual [T, H] -> (rms_norm(residual + x), residual + x).
+
+    Use the residual that is returned: a kernel may write it over the one passed in.
+    """
+    residual = residual + x
+    return rms_norm(residual, weight, eps), residual
+
+
+def add_norm_linear(
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual add, the norm and the projection that follows: add_rms_norm, then linear.
+
+    x [T, H], residual [T, H] or None (before the first layer: nothing to add), norm_weight [H], weight [N, H],
+    bias [N] -> (projection [T, N], residual + x [T, H], the normalised rows [T, H]).
+    """
+    if residual is None:
+        normed, residual = rms_norm(x, norm_weight, eps), x
+    else:
+        normed, residual = add_rms_norm(x, residual, norm_weight, eps)
+    return linear(normed, weight, bias), residual, normed
+
+
+def rope(x: Tensor, positions: Tensor, rope_table: Tensor) -> Tensor:
+    """Rotary position embedding, half-split layout (Su et al., 2021), computed wide.
+
+    x [T, heads, D], positions [T] int64, rope_table [max_positions, D] float32 = cosines then sines, D/2 each;
+    YaRN's attention factor is already in the table. -> [T, heads, D].
+    """
+    cos, sin = _wide(rope_table[positions]).unsqueeze(1).chunk(2, dim=-1)
+    first, second = _wide(x).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def qk_norm_rope_cache(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, positions: Tensor, rope_table: Tensor,
+    slot_mapping: Tensor, key_cache: Tensor, value_cache: Tensor,
+) -> Tensor:  # fmt: skip
+    """Per-head RMSNorm of q and k, RoPE on both, K and V written to their slots; V is untouched.
+
+    qkv [T, (Hq + 2 Hkv) D] from the fused projection, q_weight and k_weight [D], positions [T], slot_mapping [T]
+    int64 (-1 writes nothing), caches [num_blocks, Hkv, block_size, D] -> q [T, Hq, D].
+    """
+    _, kv_heads, block_size, head_dim = key_cache.shape
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    q_heads = heads.shape[1] - 2 * kv_heads
+    q, k, v = heads.split((q_heads, kv_heads, kv_heads), dim=1)
+    # One rotation for q and k together: fewer, larger operations.
+    qk = rope(torch.cat((rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)), dim=1), positions, rope_table)
+    q, k = qk.split((q_heads, kv_heads), dim=1)
+    if slot_mapping.numel() and int(slot_mapping.min()) < 0:
+        kept = slot_mapping >= 0
+        slot_mapping, k, v = slot_mapping[kept], k[kept], v[kept]
+    block, offset = slot_mapping // block_size, slot_mapping % block_size
+    key_cache.transpose(1, 2)[block, offset] = k
+    value_cache.transpose(1, 2)[block, offset] = v
+    return q
+
+
+def _gather(cache: Tensor, block_tables: Tensor) -> Tensor:
+    """Blocks in reading order. cache [num_blocks, Hkv, block_size, D], block_tables [S, n] -> [S, Hkv, n * block_size, D]."""
+    num_blocks, kv_heads, block_size, head_dim = cache.shape
+    sequences, n = block_tables.shape
+    head = torch.arange(kv_heads, device=cache.device)
+    rows = block_tables.long()[:, None, :] * kv_heads + head[None, :, None]
+    pages = cache.view(num_blocks * kv_heads, block_size * head_dim).index_select(0, rows.flatten())
+    return pages.view(sequences, kv_heads, n * block_size, head_dim)
+
+
+def decode_attention(
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, context_lengths: Tensor, scale: float
+) -> Tensor:
+    """Grouped-query attention of one query token per sequence over its pages (PagedAttention, Kwon et al., 2023).
+
+    q [S, Hq, D], caches [num_blocks, Hkv, block_size, D], block_tables [S, max_blocks], context_lengths [S] including
+    the query token; length 0 gives zeros -> [S, Hq, D]. Query head h reads key/value head h // (Hq / Hkv).
+    """
+    sequences, q_heads, head_dim = q.shape
+    _, kv_heads, block_size, _ = key_cache.shape
+    lengths = context_lengths.tolist()
+    longest = max(lengths, default=0)
+    if longest == 0:
+        return torch.zeros_like(q)
+    blocks = block_tables[:, : -(-longest // block_size)]
+    keys = _gather(key_cache, blocks)[:, :, :longest]
+    values = _gather(value_cache, blocks)[:, :, :longest]
+    mask = None
+    if min(lengths) < longest:
+        mask = torch.arange(longest, device=q.device) < context_lengths[:, None]
+        # A masked slot may hold anything; 0 * NaN is NaN.
+        values = values.masked_fill(~mask[:, None, :, None], 0)
+        mask = mask[:, None, None, :]
+    # The heads of a group are the rows of one small query matrix: no key is repeated.
+    grouped = q.view(sequences, kv_heads, q_heads // kv_heads, head_dim)
+    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
+    if min(lengths) == 0:
+        out = out.masked_fill(context_lengths.view(-1, 1, 1, 1) == 0, 0)
+    return out.reshape(sequences, q_heads, head_dim)
+
+
+def prefill_attention(
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, query_starts: Tensor,
+    context_lengths: Tensor, scale: float,
+) -> Tensor:  # fmt: skip
+    """Causal grouped-query attention of several query tokens per sequence over its pages.
+
+    q [T, Hq, D]: the queries of sequence s are rows query_starts[s] to query_starts[s + 1], and they are the last of
+    its context_lengths[s] tokens. query_starts [S + 1], block_tables [S, max_blocks] -> [T, Hq, D].
+    """
+    _, kv_heads, block_size, _ = key_cache.shape
+    starts = query_starts.tolist()
+    outs = []
+    for s, length in enumerate(context_lengths.tolist()):
+        queries = q[starts[s] : starts[s + 1]].transpose(0, 1)[None]
+        n = queries.shape[2]
+        blocks = block_tables[s : s + 1, : -(-length // block_size)]
+        keys, values = (_gather(c, blocks)[:, :, :length] for c in (key_cache, value_cache))
+        mask = None
+        if n < length:
+            mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != kv_heads
+        )
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, 2020). gate_up [..., 2 I], the gate first -> [..., I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """The experts of each token and their weights. router_logits [T, E] -> (weights [T, k], expert_ids [T, k] int64).
+
+    Softmax wide over all experts, top-k, weights divided by their sum when `renormalise`, rounded to the dtype of the
+    logits last.
+    """
+    probabilities = _wide(router_logits).softmax(-1)
+    weights, expert_ids = probabilities.topk(top_k, dim=-1)
+    if renormalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights.to(router_logits.dtype), expert_ids
+
+
+def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
+    """The weighted sum of each token's experts: sum over k of weight * down(swiglu(gate_up(x))).
+
+    x [T, H], gate_up_weight [E, 2 I, H], down_weight [E, H, I], weights and expert_ids [T, k] -> [T, H]. Rows are
+    sorted by expert so that each expert that is hit is one pair of matmuls over contiguous rows.
+    """
+    tokens, top_k = expert_ids.shape
+    flat = expert_ids.flatten()
+    order = flat.argsort(stable=True)
+    counts = flat.bincount(minlength=gate_up_weight.shape[0]).tolist()
+    hit = [(expert, count) for expert, count in enumerate(counts) if count]
+    sizes = [count for _, count in hit]
+    rows = x[order // top_k].split(sizes)
+    hidden = swiglu(torch.cat([linear(r, gate_up_weight[e]) for r, (e, _) in zip(rows, hit)])).split(sizes)
+    out = torch.cat([linear(r, down_weight[e]) for r, (e, _) in zip(hidden, hit)])
+    out = out[order.argsort()] * weights.flatten()[:, None]
+    return out.view(tokens, top_k, -1).sum(1)
+
+
+def sample(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    """One token id per row, a function of its logits, its parameters and (seed, position) alone.
+
+    logits [S, V] float32; temperature [S], 0 is greedy; top_k [S] int64, V keeps all; top_p [S], 1 keeps all;
+    min_p [S], 0 keeps all; seeds [S] int64; positions [S] int64 of the token to be drawn -> [S] int64. The order is
+    transformers': temperature, top-k, top-p (the token that crosses top_p stays), min-p relative to the most likely.
+    Each filter is a threshold on the logits, so tokens of equal logits stay or go together.
+    """
+    greedy = temperature == 0
+    best, best_ids = logits.max(-1, keepdim=True)
+    if bool(greedy.all()):
+        return best_ids[:, 0]
+    divisor = torch.where(greedy, 1.0, temperature)[:, None]
+    scaled = logits / divisor
+    threshold = best / divisor + min_p[:, None].log()
+    limit = min(int(top_k.max()), logits.shape[1])
+    if limit < logits.shape[1] or bool((top_p < 1).any()):
+        ranked = scaled.topk(limit, dim=-1).values
+        threshold = torch.maximum(threshold, ranked.gather(1, top_k.clamp(max=limit)[:, None] - 1))
+        masked = ranked.masked_fill(torch.arange(limit, device=logits.device) >= top_k[:, None], float("-inf"))
+        probabilities = masked.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        last = (before < top_p[:, None]).sum(-1, keepdim=True).clamp(min=1) - 1
+        threshold = torch.maximum(threshold, ranked.gather(1, torch.minimum(last, top_k[:, None] - 1)))
+    cumulative = scaled.masked_fill(scaled < threshold, float("-inf")).softmax(-1).cumsum(-1)
+    drawn = uniform(seeds, positions)[:, None] * cumulative[:, -1:]
+    tokens = (cumulative > drawn).to(torch.uint8).argmax(-1)
+    return torch.where(greedy, best_ids[:, 0], tokens)
