@@ -1,0 +1,20 @@
+"""Where there is no GPU, Triton kernels run in Triton's interpreter, made exact and strict by kernels.interpreter."""
+
+import importlib.util
+import os
+
+# Both are read once, when NumPy and Triton are first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if importlib.util.find_spec("triton"):
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        from kernels import interpreter
+
+        interpreter.install()
