@@ -1,0 +1,9 @@
+"""A small, readable engine for the Qwen3-MoE family."""
+
+from .engine import LLM
+from .errors import Qwen3Error
+from .sampling import SamplingParams
+from .sequence import Completion
+
+__all__ = ["LLM", "Completion", "Qwen3Error", "SamplingParams"]
+__version__ = "0.1.0"
