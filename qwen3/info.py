@@ -1,0 +1,48 @@
+"""What a model is and what it needs, read from config.json and the safetensors index alone."""
+
+from .checkpoint import weight_bytes
+from .config import ModelConfig
+from .engine import resolve_device, resolve_dtype
+from .hub import resolve
+from .memory import available_bytes, gigabytes
+
+_UTILIZATION = 0.9
+
+
+def describe(model: str | None, device_name: str, dtype_name: str) -> str:
+    """A short table for people: architecture, parameters, bytes, and the context that fits `device`."""
+    folder = resolve(model)
+    config = ModelConfig.from_folder(folder)
+    device, dtype = resolve_device(device_name), resolve_dtype(dtype_name, config)
+    total, active = config.parameters()
+    weights, per_token = total * dtype.itemsize, config.kv_bytes_per_token(dtype)
+    free = available_bytes(device)
+    left = int(free * _UTILIZATION) - weights
+    if left < per_token:
+        context = f"none: the weights need {gigabytes(weights)}, {_UTILIZATION:.0%} of {gigabytes(free)} may be used"
+    else:
+        fits = min(config.max_context, left // per_token)
+        limit = "the model's limit" if fits == config.max_context else "the memory's limit"
+        context = f"{fits:,} tokens ({limit}; {gigabytes(free)} free)"
+    width = str(dtype)[6:]
+    rows = {
+        "model": str(folder),
+        "architecture": _architecture(config),
+        "attention": f"{config.num_heads} query heads, {config.num_kv_heads} key/value heads of {config.head_dim}",
+        "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} embeddings",
+        "parameters": f"{total:,} ({active:,} active per token)",
+        "weights": f"{gigabytes(weights)} in {width} ({gigabytes(weight_bytes(folder))} in the checkpoint)",
+        "KV cache": f"{per_token:,} bytes per token in {width}",
+        "context": f"{config.max_context:,} tokens{' with YaRN' if config.yarn else ''}",
+        f"fits {device}": context,
+    }
+    return "\n".join(f"{name:<13} {value}" for name, value in rows.items())
+
+
+def _architecture(config: ModelConfig) -> str:
+    shape = f"{config.num_layers} layers, hidden size {config.hidden_size}"
+    if not config.num_experts:
+        return f"dense Qwen3, {shape}, MLP of {config.intermediate_size}"
+    experts = f"{config.num_experts} experts of {config.moe_intermediate_size}, {config.top_k} per token"
+    dense = f" ({len(config.dense_layers)} layers dense)" if config.dense_layers else ""
+    return f"Qwen3 mixture of experts, {shape}, {experts}{dense}"
