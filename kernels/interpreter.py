@@ -15,6 +15,7 @@ interpreter keeps their bits in unsigned integers, and as shipped (3.6 to 3.9) i
     for i in range(...), tl.range(...)        i is a Python int: never wraps     i is an int32 or int64 scalar
     range, static_range with a tensor bound   fails on 3.6 with NumPy >= 2.4     works
     a Python number beside a bf16 tensor      fails before 3.9                   works
+    mask & (scalar >= 0)                      fails: an integer, not a mask      works
     tl.argmax(..., tie_break_left=False)      element by element on 3.6          vectorised
     @triton.autotune, several configurations  fails: no driver                   runs the first one left by pruning
     tl.extra.cuda.gdc_wait()                  fails                              does nothing: there is no wait
@@ -107,6 +108,7 @@ def _mends() -> list[tuple[Any, str, Callable]]:
         (builder, "ternary_op", _guarded),
         (builder, "create_fma", _guarded),
         (stock.ReduceScanOpInterface, "check_tensor", _guarded_reduction),
+        (builder, "create_splat", _boolean_splat),
         (builder, "create_masked_load", _bounded("load", pointers=0, mask=1)),
         (builder, "create_masked_store", _bounded("store", pointers=0, mask=2)),
         (builder, "create_atomic_rmw", _bounded("atomic", pointers=1, mask=3)),
@@ -291,6 +293,16 @@ def _bounded(what: str, pointers: int, mask: int | None) -> Callable:
         return access
 
     return mend
+
+
+def _boolean_splat(old: Callable) -> Callable:
+    """A comparison of scalars, spread over a block, became an integer of its operands' type, which no mask may be."""
+
+    def create_splat(self, ret_ty, arg):
+        block = old(self, ret_ty, arg)
+        return stock.TensorHandle(block.data.astype(bool), tl.int1) if arg.data.dtype == bool else block
+
+    return create_splat
 
 
 def _indexable(old: Callable) -> Callable:

@@ -31,6 +31,14 @@ def copy_kernel(x, out, n, N: tl.constexpr):
 
 
 @triton.jit
+def gated_copy_kernel(x, out, n, gate, N: tl.constexpr):
+    """out[i] = x[i] for i < n, if the number at `gate` is not negative."""
+    i = tl.arange(0, N)
+    mask = (i < n) & (tl.load(gate) >= 0)
+    tl.store(out + i, tl.load(x + i, mask=mask), mask=mask)
+
+
+@triton.jit
 def cast_kernel(x, out, n, DTYPE: tl.constexpr, N: tl.constexpr):
     """out[i] = x[i] through an explicit cast; out holds DTYPE's bits."""
     i = tl.arange(0, N)
@@ -353,6 +361,13 @@ def test_masked_lanes_may_lie_anywhere(op):
     access_kernel[(1,)](x, out, 10**9, 0, op, N=64)
     with pytest.raises(InterpreterError, match="1 of 62 active lanes"):
         access_kernel[(1,)](x, out, 3, 62, op, N=64)
+
+
+@pytest.mark.parametrize("gate", [-1, 0])
+def test_a_scalar_comparison_may_be_part_of_a_mask(gate):
+    x, out = torch.arange(1, 9), torch.zeros(8, dtype=torch.int64)
+    gated_copy_kernel[(1,)](x, out, 5, torch.tensor([gate]), N=8)
+    assert out.tolist() == ([0] * 8 if gate < 0 else [1, 2, 3, 4, 5, 0, 0, 0])
 
 
 @pytest.mark.parametrize("shape", [(0,), (5, 0)])
