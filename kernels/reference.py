@@ -145,8 +145,9 @@ def decode_attention(
     mask = None
     if min(lengths) < longest:
         mask = torch.arange(longest, device=q.device) < context_lengths[:, None]
-        # A masked slot may hold anything; 0 * NaN is NaN.
-        values = values.masked_fill(~mask[:, None, :, None], 0)
+        # A slot that was never written may hold NaN, and 0 * NaN is NaN.
+        unused = ~mask[:, None, :, None]
+        keys, values = keys.masked_fill(unused, 0), values.masked_fill(unused, 0)
         mask = mask[:, None, None, :]
     # The heads of a group are the rows of one small query matrix: no key is repeated.
     grouped = q.view(sequences, kv_heads, q_heads // kv_heads, head_dim)
