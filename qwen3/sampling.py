@@ -117,15 +117,12 @@ class Sampler:
         """logits float32 [S, V], row i for sequences[i] -> the token ids, and the log-probabilities that were asked for."""
         params = [s.params for s in sequences]
         device, vocab = logits.device, logits.shape[1]
-        chosen = self.ops.sample(
-            _penalised(logits, sequences),
-            torch.tensor([p.temperature for p in params], device=device),
-            torch.tensor([p.top_k if 0 < p.top_k < vocab else vocab for p in params], device=device),
-            torch.tensor([p.top_p for p in params], device=device),
-            torch.tensor([p.min_p for p in params], device=device),
-            torch.tensor([p.seed for p in params], device=device),
-            torch.tensor([len(s.token_ids) for s in sequences], device=device),
-        )
+        floats = torch.tensor([(p.temperature, p.top_p, p.min_p) for p in params], dtype=torch.float32, device=device)
+        counts = [(p.top_k if 0 < p.top_k < vocab else vocab, p.seed, len(s.token_ids)) for p, s in zip(params, sequences)]
+        temperature, top_p, min_p = floats.t().contiguous()
+        top_k, seeds, positions = torch.tensor(counts, device=device).t().contiguous()
+        scores = _penalised(logits, sequences)
+        chosen = self.ops.sample(scores, temperature, top_k, top_p, min_p, seeds, positions)
         token_ids = chosen.tolist()
         logprobs: list[TokenLogprob | None] = [None] * len(sequences)
         for row, (p, token) in enumerate(zip(params, token_ids)):
