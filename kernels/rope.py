@@ -1,0 +1,250 @@
+"""Rotary position embedding, alone and as what stands between the qkv projection and attention, in one launch."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .aot_case import Case
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 512
+
+
+class Tile(NamedTuple):
+    """What one program owns of one token."""
+
+    heads: int
+    half: int  # columns of each half of a head, a power of two
+    num_warps: int
+
+    @classmethod
+    def of(cls, head_dim: int) -> "Tile":
+        """512 elements of each half, one 128-bit load of bfloat16 for each thread of two warps.
+
+        So a token's heads spread over several programs (40 heads of 128 over 5), which is what a single token needs,
+        and no sum over a head leaves its warp.
+        """
+        half = triton.next_power_of_2(head_dim // 2)
+        return cls(max(1, 512 // half), half, 2)
+
+
+# Rows of one tensor of ids, positions and slots begin at any multiple of 8 bytes: not worth a second compilation.
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr"])
+def rope_kernel(
+    out_ptr, x_ptr, positions_ptr, table_ptr,
+    HEADS: tl.constexpr, D: tl.constexpr, TILE_HEADS: tl.constexpr, TILE_HALF: tl.constexpr,
+):  # fmt: skip
+    """(first, second) -> (first cos - second sin, second cos + first sin), the two halves of each head.
+
+    out, x: [T, HEADS, D]; positions: [T]; table: [max_positions, D] float32, cosines then sines.
+    Grid: (T, blocks of heads). A program owns TILE_HEADS heads of one token.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * TILE_HEADS + tl.arange(0, TILE_HEADS)
+    column = tl.arange(0, TILE_HALF)
+    in_half = column < D // 2
+    position = tl.load(positions_ptr + token).to(tl.int64)
+    mask = (head < HEADS)[:, None] & in_half[None, :]
+    # Spread over the heads before the load, so that each thread reads the columns that it turns.
+    table = tl.broadcast_to(table_ptr + position * D + column[None, :], (TILE_HEADS, TILE_HALF))
+    cos = tl.load(table, mask=mask, other=0.0)
+    sin = tl.load(table + D // 2, mask=mask, other=0.0)
+    offsets = token * (HEADS * D) + head[:, None] * D + column[None, :]
+    first = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(x_ptr + offsets + D // 2, mask=mask, other=0.0).to(tl.float32)
+    dtype = out_ptr.dtype.element_ty
+    tl.store(out_ptr + offsets, (first * cos - second * sin).to(dtype), mask=mask)
+    tl.store(out_ptr + offsets + D // 2, (second * cos + first * sin).to(dtype), mask=mask)
+
+
+def rope(x: Tensor, positions: Tensor, rope_table: Tensor) -> Tensor:
+    """Rotary position embedding, half-split layout (Su et al., 2021), computed in float32.
+
+    x [T, heads, D] contiguous, float32, float16 or bfloat16, D even; positions [T] int64, each below max_positions;
+    rope_table [max_positions, D] float32 = cosines then sines, D/2 each -> [T, heads, D]. Raises ValueError for other
+    layouts or dtypes.
+    """
+    _need(x.dim() == 3, f"x must be [tokens, heads, head_dim], got {list(x.shape)}")
+    _need(x.dtype in DTYPES, f"x must be float32, float16 or bfloat16, got {x.dtype}")
+    _need(x.is_contiguous(), f"x must be contiguous, got strides {x.stride()}")
+    tokens, heads, head_dim = x.shape
+    _check_rotation(x, head_dim, positions, rope_table)
+    out = torch.empty_like(x)
+    tile = Tile.of(head_dim)
+    if x.numel():
+        rope_kernel[(tokens, triton.cdiv(heads, tile.heads))](
+            out, x, positions, rope_table, heads, head_dim, tile.heads, tile.half, num_warps=tile.num_warps
+        )
+    return out
+
+
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
+def qk_norm_rope_cache_kernel(
+    q_ptr, qkv_ptr, q_weight_ptr, k_weight_ptr, eps, positions_ptr, table_ptr, slots_ptr, key_cache_ptr,
+    value_cache_ptr, Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE_HEADS: tl.constexpr, TILE_HALF: tl.constexpr,
+):  # fmt: skip
+    """q and k: rope(round(x / sqrt(mean(x²) + eps)) * weight) per head; k and v then go to the token's slot.
+
+    qkv: [T, (Q_HEADS + 2 KV_HEADS) D]; q: [T, Q_HEADS, D]; q_weight, k_weight: [D]; positions, slots: [T];
+    table: [max_positions, D] float32, cosines then sines; caches: [num_blocks, KV_HEADS, BLOCK_SIZE, D].
+    Grid: (T, blocks of heads). A program owns TILE_HEADS consecutive heads of one token's row, whichever of q, k and v
+    they belong to: every head is loaded, normalised and turned alike, and the masks of the stores tell them apart.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * TILE_HEADS + tl.arange(0, TILE_HEADS)
+    column = tl.arange(0, TILE_HALF)
+    in_half = column < D // 2
+    position = tl.load(positions_ptr + token).to(tl.int64)
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    mask = (head < Q_HEADS + 2 * KV_HEADS)[:, None] & in_half[None, :]
+    is_q = (head < Q_HEADS)[:, None] & mask
+    is_k = (head >= Q_HEADS)[:, None] & (head < Q_HEADS + KV_HEADS)[:, None] & mask
+    is_v = (head >= Q_HEADS + KV_HEADS)[:, None] & mask
+
+    in_head = head[:, None] * D + column[None, :]
+    row = qkv_ptr + token * ((Q_HEADS + 2 * KV_HEADS) * D)
+    first_in = tl.load(row + in_head, mask=mask, other=0.0)
+    second_in = tl.load(row + in_head + D // 2, mask=mask, other=0.0)
+    # Spread over the heads before the load, so that each thread reads the columns that it works on.
+    columns = tl.broadcast_to(column[None, :], (TILE_HEADS, TILE_HALF))
+    cos = tl.load(table_ptr + position * D + columns, mask=mask, other=0.0)
+    sin = tl.load(table_ptr + position * D + D // 2 + columns, mask=mask, other=0.0)
+    first_weight = tl.load(k_weight_ptr + columns, mask=is_k, other=0.0)
+    first_weight = tl.load(q_weight_ptr + columns, mask=is_q, other=first_weight).to(tl.float32)
+    second_weight = tl.load(k_weight_ptr + D // 2 + columns, mask=is_k, other=0.0)
+    second_weight = tl.load(q_weight_ptr + D // 2 + columns, mask=is_q, other=second_weight).to(tl.float32)
+
+    dtype = qkv_ptr.dtype.element_ty
+    first, second = first_in.to(tl.float32), second_in.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(first * first + second * second, 1) / D + eps)[:, None]
+    first = ((first * scale).to(dtype).to(tl.float32) * first_weight).to(dtype).to(tl.float32)
+    second = ((second * scale).to(dtype).to(tl.float32) * second_weight).to(dtype).to(tl.float32)
+    first_out = (first * cos - second * sin).to(dtype)
+    second_out = (second * cos + first * sin).to(dtype)
+
+    q_row = q_ptr + token * (Q_HEADS * D)
+    tl.store(q_row + in_head, first_out, mask=is_q)
+    tl.store(q_row + in_head + D // 2, second_out, mask=is_q)
+    if slot >= 0:
+        page = (slot // BLOCK_SIZE) * (KV_HEADS * BLOCK_SIZE * D) + (slot % BLOCK_SIZE) * D
+        key = key_cache_ptr + page + (head - Q_HEADS)[:, None] * (BLOCK_SIZE * D) + column[None, :]
+        tl.store(key, first_out, mask=is_k)
+        tl.store(key + D // 2, second_out, mask=is_k)
+        value = value_cache_ptr + page + (head - Q_HEADS - KV_HEADS)[:, None] * (BLOCK_SIZE * D) + column[None, :]
+        tl.store(value, first_in, mask=is_v)
+        tl.store(value + D // 2, second_in, mask=is_v)
+
+
+def qk_norm_rope_cache(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, positions: Tensor, rope_table: Tensor,
+    slot_mapping: Tensor, key_cache: Tensor, value_cache: Tensor,
+) -> Tensor:  # fmt: skip
+    """Per-head RMSNorm of q and k, RoPE on both, K and V written to their slots; V is untouched.
+
+    qkv [T, (Hq + 2 Hkv) D] contiguous, from the fused projection, float32, float16 or bfloat16, D even; q_weight and
+    k_weight [D] and the caches [num_blocks, Hkv, block_size, D] of the same dtype; positions and slot_mapping [T]
+    int64, a slot of -1 writes nothing, others must be distinct; rope_table as in `rope` -> q [T, Hq, D]. Raises
+    ValueError for other layouts or dtypes.
+    """
+    _need(qkv.dim() == 2, f"qkv must be [T, (Hq + 2 Hkv) * D], got {list(qkv.shape)}")
+    _need(qkv.dtype in DTYPES, f"qkv must be float32, float16 or bfloat16, got {qkv.dtype}")
+    _need(qkv.is_contiguous(), f"qkv must be contiguous, got strides {qkv.stride()}")
+    _need(key_cache.dim() == 4, f"key_cache must be [num_blocks, Hkv, block_size, D], got {list(key_cache.shape)}")
+    _, kv_heads, block_size, head_dim = key_cache.shape
+    wanted = (
+        ("key_cache", key_cache, key_cache.shape),
+        ("value_cache", value_cache, key_cache.shape),
+        ("q_weight", q_weight, key_cache.shape[3:]),
+        ("k_weight", k_weight, key_cache.shape[3:]),
+    )
+    for name, tensor, shape in wanted:
+        _need(tensor.shape == shape, f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+        _need(tensor.dtype == qkv.dtype, f"{name} must be {qkv.dtype} like qkv, got {tensor.dtype}")
+        _need(tensor.device == qkv.device, f"{name} must be on {qkv.device} like qkv, got {tensor.device}")
+        _need(tensor.is_contiguous(), f"{name} must be contiguous, got strides {tensor.stride()}")
+    _check_rotation(qkv, head_dim, positions, rope_table)
+    _check_ids("slot_mapping", slot_mapping, qkv)
+    tokens, columns = qkv.shape
+    heads = columns // head_dim
+    q_heads = heads - 2 * kv_heads
+    _need(
+        columns % head_dim == 0 and q_heads >= 1,
+        f"qkv must be [T, (Hq + 2 * {kv_heads}) * {head_dim}], got {list(qkv.shape)}",
+    )
+    q = torch.empty((tokens, q_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+    tile = Tile.of(head_dim)
+    if tokens:
+        qk_norm_rope_cache_kernel[(tokens, triton.cdiv(heads, tile.heads))](
+            q, qkv, q_weight, k_weight, eps, positions, rope_table, slot_mapping, key_cache, value_cache,
+            q_heads, kv_heads, head_dim, block_size, tile.heads, tile.half, num_warps=tile.num_warps,
+        )  # fmt: skip
+    return q
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(what)
+
+
+def _check_ids(name: str, ids: Tensor, x: Tensor) -> None:
+    _need(ids.shape == x.shape[:1], f"{name} must be {list(x.shape[:1])}, one for each token, got {list(ids.shape)}")
+    _need(ids.dtype == torch.int64, f"{name} must be int64, got {ids.dtype}")
+    _need(ids.is_contiguous(), f"{name} must be contiguous, got strides {ids.stride()}")
+    _need(ids.device == x.device, f"{name} must be on {x.device}, got {ids.device}")
+
+
+def _check_rotation(x: Tensor, head_dim: int, positions: Tensor, rope_table: Tensor) -> None:
+    even = head_dim % 2 == 0 and 2 <= head_dim <= MAX_HEAD_DIM
+    _need(even, f"head_dim must be even, 2 to {MAX_HEAD_DIM}, got {head_dim}")
+    _check_ids("positions", positions, x)
+    is_table = rope_table.dim() == 2 and rope_table.shape[1] == head_dim
+    _need(is_table, f"rope_table must be [max_positions, {head_dim}], got {list(rope_table.shape)}")
+    _need(rope_table.dtype == torch.float32, f"rope_table must be float32, got {rope_table.dtype}")
+    _need(rope_table.is_contiguous(), f"rope_table must be contiguous, got strides {rope_table.stride()}")
+    _need(rope_table.device == x.device, f"rope_table must be on {x.device}, got {rope_table.device}")
+
+
+def aot_cases(model) -> list[Case]:
+    """Both kernels at the model's heads, 4,096 tokens, pages of 16 and of 256."""
+    tokens, head_dim = 4096, model.head_dim
+    q_heads, kv_heads = model.num_heads, model.num_kv_heads
+    heads = q_heads + 2 * kv_heads
+    tile = Tile.of(head_dim)
+    shape = {"D": head_dim, "TILE_HEADS": tile.heads, "TILE_HALF": tile.half}
+    ids_and_table = tokens * (16 + 4 * head_dim)
+    cases = [
+        Case(
+            name="rope",
+            kernel=rope_kernel,
+            arguments={"out_ptr": "*bf16:16", "x_ptr": "*bf16:16", "positions_ptr": "*i64", "table_ptr": "*fp32:16"}
+            | {"HEADS": q_heads, **shape},
+            num_warps=tile.num_warps,
+            num_stages=3,
+            programs=tokens * triton.cdiv(q_heads, tile.heads),
+            bytes_moved=4 * tokens * q_heads * head_dim + ids_and_table,
+            flops=3 * tokens * q_heads * head_dim,
+            streams=True,
+        )
+    ]
+    tensors = ("q", "qkv", "q_weight", "k_weight", "key_cache", "value_cache")
+    for block_size in (16, 256):
+        arguments = {f"{name}_ptr": "*bf16:16" for name in tensors}
+        arguments |= {"eps": "fp32", "positions_ptr": "*i64", "table_ptr": "*fp32:16", "slots_ptr": "*i64"}
+        cases.append(
+            Case(
+                name=f"qk_norm_rope_cache block_size={block_size}",
+                kernel=qk_norm_rope_cache_kernel,
+                arguments=arguments | {"Q_HEADS": q_heads, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size, **shape},
+                num_warps=tile.num_warps,
+                num_stages=3,
+                programs=tokens * triton.cdiv(heads, tile.heads),
+                bytes_moved=4 * tokens * heads * head_dim + ids_and_table,
+                flops=7 * tokens * heads * head_dim,
+                streams=True,
+            )
+        )
+    return cases

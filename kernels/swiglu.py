@@ -1,0 +1,61 @@
+"""SwiGLU of the dense MLP; the experts have it in the epilogue of their own matmul."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .aot_case import Case
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BLOCK, NUM_WARPS = 1024, 4  # a 128-bit load of bfloat16 from either half for each thread
+
+
+@triton.jit
+def swiglu_kernel(out_ptr, gate_up_ptr, I: tl.constexpr, BLOCK: tl.constexpr):
+    """out = silu(gate) * up, silu(x) = x / (1 + exp(-x)) rounded before the product, as PyTorch's is.
+
+    out: [rows, I]; gate_up: [rows, 2 I], the gate first. Grid: (rows, ceil(I / BLOCK)); one program owns BLOCK columns
+    of a row.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < I
+    gate = tl.load(gate_up_ptr + row * (2 * I) + column, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * (2 * I) + I + column, mask=mask, other=0.0).to(tl.float32)
+    silu = (gate * tl.sigmoid(gate)).to(out_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(out_ptr + row * I + column, (silu * up).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer, 2020). gate_up [T, 2 I], contiguous, float32, float16 or bfloat16 -> [T, I].
+
+    Raises ValueError for other layouts or dtypes.
+    """
+    if gate_up.dtype not in DTYPES:
+        raise ValueError(f"gate_up must be float32, float16 or bfloat16, got {gate_up.dtype}")
+    if gate_up.dim() != 2 or gate_up.shape[1] % 2 or not gate_up.is_contiguous():
+        raise ValueError(f"gate_up must be [T, 2 I] and contiguous, got {list(gate_up.shape)}, {gate_up.stride()}")
+    rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty((rows, size), dtype=gate_up.dtype, device=gate_up.device)
+    if out.numel():
+        swiglu_kernel[rows, triton.cdiv(size, BLOCK)](out, gate_up, size, BLOCK, num_warps=NUM_WARPS)
+    return out
+
+
+def aot_cases(model) -> list[Case]:
+    """The dense MLP of Qwen3-32B's size, 4,096 tokens; the mixtures of experts do not launch it."""
+    rows, size = 4096, 25600
+    return [
+        Case(
+            name=f"swiglu I={size}",
+            kernel=swiglu_kernel,
+            arguments={"out_ptr": "*bf16:16", "gate_up_ptr": "*bf16:16", "I": size, "BLOCK": BLOCK},
+            num_warps=NUM_WARPS,
+            num_stages=3,
+            programs=rows * triton.cdiv(size, BLOCK),
+            bytes_moved=2 * 3 * rows * size,
+            flops=5 * rows * size,
+            streams=True,
+        )
+    ]

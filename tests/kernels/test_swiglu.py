@@ -1,0 +1,39 @@
+"""SwiGLU against the reference in float64."""
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from kernels import reference, swiglu  # noqa: E402
+
+from .contract import assert_contract, poisoned_outputs  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+# 1: one column; 96, 1000: part of a block, odd in the last; 1024 and one beside it: a block is full; several blocks.
+@pytest.mark.parametrize("rows, size", [(1, 1), (3, 96), (2, 1000), (1, 1023), (2, 1024), (1, 1025), (5, 2500)])
+def test_contract(rows, size, dtype):
+    torch.manual_seed(rows + size)
+    gate_up = (3 * torch.randn(rows, 2 * size, device=DEVICE)).to(dtype)
+    with poisoned_outputs(swiglu):
+        out = swiglu.swiglu(gate_up)
+    assert_contract(out, reference.swiglu(gate_up.double()), reference.swiglu(gate_up))
+    assert torch.equal(swiglu.swiglu(gate_up), out)
+
+
+def test_extreme_gates_are_exact():
+    gates = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4]], device=DEVICE)
+    out = swiglu.swiglu(torch.cat((gates, torch.ones_like(gates)), 1))
+    assert out.tolist() == [[0.0, pytest.approx(-100 * 2.718281828**-100, abs=1e-37), 0.0, 100.0, 1e4]]
+    assert swiglu.swiglu(torch.empty(0, 8, device=DEVICE)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "gate_up", [torch.ones(2, 3), torch.ones(4, 4).t()[:, :2], torch.ones(2, 4, dtype=torch.float64), torch.ones(4)]
+)
+def test_other_inputs_are_refused(gate_up):
+    with pytest.raises(ValueError, match="gate_up must be"):
+        swiglu.swiglu(gate_up.to(DEVICE))
