@@ -1,0 +1,205 @@
+"""Decode attention: one query token per sequence against its pages, split over the context (Flash-Decoding)."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .aot_case import Case
+from .attention import LOG2E, MAX_GROUP, attend_tile, check_attention
+
+__all__ = ["decode_attention"]
+
+# A context is cut into at most MAX_SPLITS splits of at least MIN_SPLIT tokens, and a sequence's own length alone
+# decides how: no result depends on the batch or on the width of the block tables. With 4 key/value heads, 32 splits of
+# one sequence occupy 128 of an H100's 132 multiprocessors; 128 tokens keep what a split writes (8 query heads, float32)
+# below a fifteenth of the keys and values it reads (bfloat16).
+MAX_SPLITS = 32
+MIN_SPLIT = 128
+
+
+class Tile(NamedTuple):
+    """How one program walks over its split."""
+
+    block_n: int  # tokens a step, a divisor of MIN_SPLIT
+    num_warps: int
+    num_stages: int
+
+
+# By bytes per element. Five stages are what it takes to hold two tiles each of K and V: the pipeline spends the rest on
+# page ids. Three such programs fit on a multiprocessor of an H100.
+TILES = {2: Tile(64, 4, 5), 4: Tile(32, 4, 3)}
+
+
+@triton.jit
+def split_size(length, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Tokens of every split of a context but the last: a multiple of BLOCK_N."""
+    return tl.maximum(MIN_SPLIT, tl.cdiv(length, MAX_SPLITS * BLOCK_N) * BLOCK_N)
+
+
+@triton.jit(
+    do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables_ptr", "context_lengths_ptr"]
+)
+def decode_split_kernel(
+    values_ptr, stats_ptr, q_ptr, key_cache_ptr, value_cache_ptr, block_tables_ptr, context_lengths_ptr, scale_log2,
+    table_stride, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One split of softmax(q Kᵀ scale) V: the weighted sum of its values, its highest score and its sum of weights.
+
+    q [S, HEADS, D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]; block_tables [S, max_blocks] with rows table_stride
+    apart; context_lengths [S]. Written: values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2], float32: top in
+    units of log2, then the sum of exp2(score - top).
+
+    Grid: (splits, KV_HEADS, S). One program owns one split of one sequence for all query heads of one key/value head,
+    which are the first rows of its tile: K and V are read once. Programs beyond the context return at once.
+    """
+    split, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    splits = tl.num_programs(0)
+    length = tl.load(context_lengths_ptr + sequence).to(tl.int32)
+    size = split_size(length, MIN_SPLIT, MAX_SPLITS, BLOCK_N)
+    first = split * size
+    if first >= length:
+        return
+    stop = tl.minimum(first + size, length)
+
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    member = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_D)
+    kept = (member < GROUP)[:, None] & (column < D)[None, :]
+    first_head = sequence * HEADS + head * GROUP
+    q = tl.load(q_ptr + first_head * D + member[:, None] * D + column[None, :], mask=kept, other=0.0)
+
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    block_table_ptr = block_tables_ptr + sequence * table_stride
+    for start in range(first, stop, BLOCK_N):
+        top, total, acc = attend_tile(
+            q, top, total, acc, key_cache_ptr, value_cache_ptr, block_table_ptr, start, stop, stop - 1, head,
+            scale_log2, KV_HEADS, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, True,
+        )  # fmt: skip
+
+    row = member * splits
+    first_row = first_head * splits + split
+    tl.store(values_ptr + first_row * D + row[:, None] * D + column[None, :], acc, mask=kept)
+    tl.store(stats_ptr + first_row * 2 + row * 2, top, mask=member < GROUP)
+    tl.store(stats_ptr + first_row * 2 + row * 2 + 1, total, mask=member < GROUP)
+
+
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["context_lengths_ptr"])
+def decode_combine_kernel(
+    out_ptr, values_ptr, stats_ptr, context_lengths_ptr, splits, D: tl.constexpr, MIN_SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """out = sum_i w_i values_i / sum_i w_i total_i over the splits i of a context, w_i = exp2(top_i - the highest top).
+
+    values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2] as decode_split_kernel writes them; context_lengths
+    [S]. Written: out [S, HEADS, D], zeros for a context of length 0. The sums always run over MAX_SPLITS lanes, so
+    that their order does not depend on `splits`.
+
+    Grid: (HEADS, S). One program owns one query head of one sequence.
+    """
+    sequence = tl.program_id(1).to(tl.int64)
+    head = sequence * tl.num_programs(0) + tl.program_id(0)
+    length = tl.load(context_lengths_ptr + sequence).to(tl.int32)
+    used = tl.cdiv(length, split_size(length, MIN_SPLIT, MAX_SPLITS, BLOCK_N))
+    column = tl.arange(0, BLOCK_D)
+    if used == 0:
+        tl.store(out_ptr + head * D + column, tl.zeros((BLOCK_D,), out_ptr.dtype.element_ty), mask=column < D)
+        return
+
+    split = tl.arange(0, MAX_SPLITS)
+    written = split < used
+    row = head * splits + split
+    top = tl.load(stats_ptr + row * 2, mask=written, other=float("-inf"))
+    total = tl.load(stats_ptr + row * 2 + 1, mask=written, other=0.0)
+    kept = written[:, None] & (column < D)[None, :]
+    values = tl.load(values_ptr + row[:, None] * D + column[None, :], mask=kept, other=0.0)
+    weight = tl.exp2(top - tl.max(top, 0))
+    out = tl.sum(weight[:, None] * values, 0) / tl.sum(weight * total, 0)
+    tl.store(out_ptr + head * D + column, out.to(out_ptr.dtype.element_ty), mask=column < D)
+
+
+def decode_attention(
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, context_lengths: Tensor, scale: float
+) -> Tensor:
+    """Grouped-query attention of one query token per sequence over its pages, in two launches.
+
+    PagedAttention (Kwon et al., 2023) with the context split as in Flash-Decoding (Dao et al., 2023). q [S, Hq, D] and
+    caches [num_blocks, Hkv, block_size, D], contiguous and of one dtype: float32, float16 or bfloat16; D up to 128,
+    Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. block_tables [S, max_blocks] and context_lengths [S], int32 or
+    int64; a length counts the query token and is at most max_blocks * block_size; length 0 gives zeros. -> [S, Hq, D].
+    Raises ValueError for other layouts or dtypes.
+    """
+    check_attention(q, key_cache, value_cache, block_tables, context_lengths, scale)
+    sequences, heads, head_dim = q.shape
+    if sequences != block_tables.shape[0]:
+        raise ValueError(f"q must have a row per block table, got {sequences} rows and {block_tables.shape[0]} tables")
+    out = torch.empty_like(q)
+    if sequences == 0:
+        return out
+    _, kv_heads, block_size, _ = key_cache.shape
+    tile = TILES[q.element_size()]
+    splits = min(MAX_SPLITS, max(1, triton.cdiv(block_tables.shape[1] * block_size, MIN_SPLIT)))
+    block_d = max(16, triton.next_power_of_2(head_dim))  # the least that a dot takes
+    values = torch.empty((sequences, heads, splits, head_dim), dtype=torch.float32, device=q.device)
+    stats = torch.empty((sequences, heads, splits, 2), dtype=torch.float32, device=q.device)
+    decode_split_kernel[splits, kv_heads, sequences](
+        values, stats, q, key_cache, value_cache, block_tables, context_lengths, scale * LOG2E, block_tables.stride(0),
+        heads, kv_heads, head_dim, block_size, MIN_SPLIT, MAX_SPLITS, MAX_GROUP, tile.block_n, block_d,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    decode_combine_kernel[heads, sequences](
+        out, values, stats, context_lengths, splits, head_dim, MIN_SPLIT, MAX_SPLITS, tile.block_n, block_d, num_warps=4
+    )
+    return out
+
+
+def aot_cases(model) -> list[Case]:
+    """Every tile with pages smaller and larger than it, and the combine: 8 sequences of 8,192 tokens."""
+    sequences, length = 8, 8192
+    heads, kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
+    rows = sequences * heads
+    partial_bytes = 4 * rows * MAX_SPLITS * (head_dim + 2)
+    cases = []
+    for dtype, size in (("bf16", 2), ("fp32", 4)):
+        tile = TILES[size]
+        pointers = dict.fromkeys(("values_ptr", "stats_ptr"), "*fp32:16")
+        shared = {"context_lengths_ptr": "*i64", "D": head_dim, "MIN_SPLIT": MIN_SPLIT, "MAX_SPLITS": MAX_SPLITS}
+        shared |= pointers | {"BLOCK_N": tile.block_n, "BLOCK_D": triton.next_power_of_2(head_dim)}
+        inputs = dict.fromkeys(("q_ptr", "key_cache_ptr", "value_cache_ptr"), f"*{dtype}:16")
+        inputs |= {"block_tables_ptr": "*i64", "table_stride": "i32", "scale_log2": "fp32"}
+        for block_size in (16, 256):
+            cases.append(
+                Case(
+                    name=f"decode_split {dtype} heads={heads} page={block_size}",
+                    kernel=decode_split_kernel,
+                    arguments=shared | inputs
+                    | {"HEADS": heads, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size, "BLOCK_M": MAX_GROUP},
+                    num_warps=tile.num_warps,
+                    num_stages=tile.num_stages,
+                    programs=MAX_SPLITS * kv_heads * sequences,
+                    bytes_moved=size * head_dim * (rows + 2 * sequences * kv_heads * length) + partial_bytes,
+                    flops=4 * rows * head_dim * length,
+                    tensor_cores=size == 2,
+                    streams=True,
+                )
+            )
+        cases.append(
+            Case(
+                name=f"decode_combine {dtype} heads={heads}",
+                kernel=decode_combine_kernel,
+                arguments=shared | {"out_ptr": f"*{dtype}:16", "splits": "i32"},
+                num_warps=4,
+                num_stages=3,
+                programs=rows,
+                bytes_moved=partial_bytes + size * rows * head_dim,
+                flops=2 * rows * MAX_SPLITS * head_dim,
+                streams=True,
+            )
+        )
+    return cases

@@ -1,0 +1,164 @@
+"""Prefill attention: the query tokens of many sequences in one launch, causal, over pages."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .aot_case import Case
+from .attention import LOG2E, attend_tile, check_attention, check_ids
+
+__all__ = ["prefill_attention"]
+
+
+class Tile(NamedTuple):
+    """The rows that one program owns and how it walks over their context."""
+
+    block_m: int  # block_m // group query tokens, each with its whole group of heads
+    block_n: int  # context tokens a step
+    num_warps: int
+    num_stages: int
+
+
+# By bytes per element. 128 rows are two warpgroups of an H100, each with the accumulators of 64.
+TILES = {2: Tile(128, 64, 8, 3), 4: Tile(32, 16, 4, 2)}
+
+
+@triton.jit
+def sequence_of(tile, query_starts_ptr, sequences, TOKENS: tl.constexpr):
+    """The sequence that owns a tile, where the tiles of sequence s begin at query_starts[s] // TOKENS + s.
+
+    That leaves each sequence as many tiles as it needs, or one more, and rises with every s. So the owner is the last
+    sequence that begins at `tile` or before: a count finds it, without a chain of dependent loads.
+    """
+    BLOCK: tl.constexpr = 256
+    begun = 0
+    for first in range(0, sequences, BLOCK):
+        s = first + tl.arange(0, BLOCK)
+        begin = tl.load(query_starts_ptr + s, mask=s < sequences, other=0).to(tl.int32) // TOKENS + s
+        begun += tl.sum(((begin <= tile) & (s < sequences)).to(tl.int32), 0)
+    return begun - 1
+
+
+@triton.jit(
+    do_not_specialize=["table_stride", "sequences"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "query_starts_ptr", "context_lengths_ptr"],
+)
+def prefill_kernel(
+    out_ptr, q_ptr, key_cache_ptr, value_cache_ptr, block_tables_ptr, query_starts_ptr, context_lengths_ptr, scale_log2,
+    table_stride, sequences, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """out = softmax(q Kᵀ scale) V, where a query sees the tokens of its sequence up to its own.
+
+    out, q [T, HEADS, D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]; block_tables [S, max_blocks] with rows
+    table_stride apart; query_starts [S + 1]; context_lengths [S].
+
+    Grid: (tiles * KV_HEADS,), tiles = T // TOKENS + S, never less than the sequences need. One program owns TOKENS
+    query tokens of one sequence with all query heads of one key/value head, token by token, as rows of one tile. A tile
+    of one head's queries would have the same height and be TOKENS * GROUP tokens long: more of it above the diagonal,
+    more of it empty at the end of a sequence, and K and V of a short chunk read once per head and not once per group.
+    """
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    TOKENS: tl.constexpr = BLOCK_M // GROUP
+    head = tl.program_id(0) % KV_HEADS
+    # A sequence's last tiles have the most to do and start first.
+    tile = (tl.num_programs(0) - 1 - tl.program_id(0)) // KV_HEADS
+    sequence = sequence_of(tile, query_starts_ptr, sequences, TOKENS)
+    query_start = tl.load(query_starts_ptr + sequence).to(tl.int32)
+    queries = tl.load(query_starts_ptr + sequence + 1).to(tl.int32) - query_start
+    first = (tile - query_start // TOKENS - sequence) * TOKENS
+    if first >= queries:
+        return
+    length = tl.load(context_lengths_ptr + sequence).to(tl.int32)
+
+    row = tl.arange(0, BLOCK_M)
+    query = first + row // GROUP
+    position = length - queries + query
+    column = tl.arange(0, BLOCK_D)
+    kept = ((row < TOKENS * GROUP) & (query < queries))[:, None] & (column < D)[None, :]
+    q_row = (query_start + query).to(tl.int64) * HEADS + head * GROUP + row % GROUP
+    offsets = q_row[:, None] * D + column[None, :]
+    q = tl.load(q_ptr + offsets, mask=kept, other=0.0)
+
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    block_table_ptr = block_tables_ptr + sequence.to(tl.int64) * table_stride
+    stop = length - queries + tl.minimum(first + TOKENS, queries)
+    # All queries of the tile see what its first one sees: up to there no mask.
+    whole = (length - queries + first + 1) // BLOCK_N * BLOCK_N
+    for start in range(0, whole, BLOCK_N):
+        top, total, acc = attend_tile(
+            q, top, total, acc, key_cache_ptr, value_cache_ptr, block_table_ptr, start, stop, position[:, None], head,
+            scale_log2, KV_HEADS, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, False,
+        )  # fmt: skip
+    for start in range(whole, stop, BLOCK_N):
+        top, total, acc = attend_tile(
+            q, top, total, acc, key_cache_ptr, value_cache_ptr, block_table_ptr, start, stop, position[:, None], head,
+            scale_log2, KV_HEADS, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, True,
+        )  # fmt: skip
+    tl.store(out_ptr + offsets, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=kept)
+
+
+def prefill_attention(
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, query_starts: Tensor,
+    context_lengths: Tensor, scale: float,
+) -> Tensor:  # fmt: skip
+    """Causal grouped-query attention of several query tokens per sequence over its pages, in one launch.
+
+    FlashAttention-2 (Dao, 2023) over the pages of PagedAttention (Kwon et al., 2023). q [T, Hq, D] and caches
+    [num_blocks, Hkv, block_size, D], contiguous and of one dtype: float32, float16 or bfloat16; D up to 128,
+    Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. query_starts [S + 1], context_lengths [S] and block_tables
+    [S, max_blocks], int32 or int64. query_starts runs from 0 to T: the queries of sequence s are rows query_starts[s]
+    to query_starts[s + 1] and the last of its context_lengths[s] tokens. -> [T, Hq, D], no bit of which depends on
+    what else is in the batch or on how a sequence was cut into chunks. Raises ValueError for other layouts or dtypes.
+    """
+    check_attention(q, key_cache, value_cache, block_tables, context_lengths, scale)
+    sequences = block_tables.shape[0]
+    check_ids("query_starts", query_starts, torch.Size((sequences + 1,)), q.device)
+    out = torch.empty_like(q)
+    tokens, heads, head_dim = q.shape
+    if tokens == 0 or sequences == 0:
+        return out
+    _, kv_heads, block_size, _ = key_cache.shape
+    tile = TILES[q.element_size()]
+    tiles = tokens // (tile.block_m // (heads // kv_heads)) + sequences
+    prefill_kernel[(tiles * kv_heads,)](
+        out, q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale * LOG2E,
+        block_tables.stride(0), sequences, heads, kv_heads, head_dim, block_size, tile.block_m, tile.block_n,
+        max(16, triton.next_power_of_2(head_dim)),  # the least that a dot takes
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    return out
+
+
+def aot_cases(model) -> list[Case]:
+    """Every tile with pages smaller and larger than it, if there are smaller ones: one sequence of 4,096 tokens."""
+    tokens = 4096
+    heads, kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
+    cases = []
+    for dtype, size, block_size in (("bf16", 2, 16), ("bf16", 2, 256), ("fp32", 4, 16)):
+        tile = TILES[size]
+        pointers = ("out_ptr", "q_ptr", "key_cache_ptr", "value_cache_ptr")
+        ids = ("block_tables_ptr", "query_starts_ptr", "context_lengths_ptr")
+        sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "D": head_dim, "BLOCK_SIZE": block_size, "BLOCK_M": tile.block_m}
+        sizes |= {"BLOCK_N": tile.block_n, "BLOCK_D": triton.next_power_of_2(head_dim)}
+        cases.append(
+            Case(
+                name=f"prefill {dtype} heads={heads} page={block_size}",
+                kernel=prefill_kernel,
+                arguments=dict.fromkeys(pointers, f"*{dtype}:16") | dict.fromkeys(ids, "*i64") | sizes
+                | {"scale_log2": "fp32", "table_stride": "i32", "sequences": "i32"},
+                num_warps=tile.num_warps,
+                num_stages=tile.num_stages,
+                programs=(tokens // (tile.block_m // (heads // kv_heads)) + 1) * kv_heads,
+                bytes_moved=2 * size * head_dim * tokens * (heads + kv_heads),
+                flops=2 * heads * head_dim * tokens * (tokens + 1),
+                tensor_cores=size == 2,
+                streams=True,
+            )
+        )
+    return cases

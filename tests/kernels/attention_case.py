@@ -1,0 +1,79 @@
+"""Sequences in shuffled pages for the attention tests: what no kernel may read is NaN, or a page that is not there."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .contract import guarded
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NO_PAGE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """The arguments of an attention op, and the same free of traps for the reference."""
+
+    q: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    block_tables: Tensor
+    query_starts: Tensor
+    context_lengths: Tensor
+    scale: float
+
+    def decode_arguments(self) -> tuple:
+        return self.q, self.key_cache, self.value_cache, self.block_tables, self.context_lengths, self.scale
+
+    def prefill_arguments(self) -> tuple:
+        *head, lengths, scale = self.decode_arguments()
+        return *head, self.query_starts, lengths, scale
+
+    def plain(self, dtype: torch.dtype) -> "AttentionCase":
+        """The same values in `dtype`, unused slots and missing pages zero."""
+        return replace(
+            self,
+            q=self.q.to(dtype),
+            key_cache=self.key_cache.nan_to_num().to(dtype),
+            value_cache=self.value_cache.nan_to_num().to(dtype),
+            block_tables=self.block_tables.masked_fill(self.block_tables == NO_PAGE, 0),
+        )
+
+    def chunk(self, sequence: int, start: int, stop: int) -> "AttentionCase":
+        """One sequence alone, with its queries start to stop - 1 of those here and no later token in its context."""
+        begin, end = self.query_starts[sequence : sequence + 2].tolist()
+        return replace(
+            self,
+            q=self.q[begin + start : begin + stop].contiguous(),
+            block_tables=self.block_tables[sequence : sequence + 1],
+            query_starts=torch.tensor([0, stop - start], device=self.q.device),
+            context_lengths=self.context_lengths[sequence : sequence + 1] - (end - begin - stop),
+        )
+
+
+def attention_case(
+    context_lengths: list[int], queries: list[int] | None = None, *, kv_heads: int = 2, group: int = 8,
+    head_dim: int = 64, block_size: int = 16, dtype: torch.dtype = torch.bfloat16, spare_blocks: int = 1,
+    sharpness: float = 1.0, seed: int = 0,
+) -> AttentionCase:  # fmt: skip
+    """Random sequences of these lengths, with one query each or `queries`; tables `spare_blocks` wider than needed."""
+    generator = torch.Generator().manual_seed(seed)
+    queries = [1] * len(context_lengths) if queries is None else queries
+    used = [-(-length // block_size) for length in context_lengths]
+    pages = torch.randperm(sum(used) + 2, generator=generator)
+    tables = torch.full((len(used), max(used) + spare_blocks), NO_PAGE)
+    shape = (len(pages), kv_heads, block_size, head_dim)
+    key_cache, value_cache = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+    taken = 0
+    for sequence, (length, count) in enumerate(zip(context_lengths, used)):
+        tables[sequence, :count] = pages[taken : taken + count]
+        for slot in range(count):
+            filled = min(block_size, length - slot * block_size)
+            for cache in (key_cache, value_cache):
+                cache[pages[taken + slot], :, :filled] = torch.randn(kv_heads, filled, head_dim, generator=generator)
+        taken += count
+    q = sharpness * torch.randn(sum(queries), kv_heads * group, head_dim, generator=generator)
+    starts = torch.tensor([0, *queries]).cumsum(0)
+    tensors = (q.to(dtype), key_cache.to(dtype), value_cache.to(dtype), tables, starts, torch.tensor(context_lengths))
+    return AttentionCase(*(guarded(tensor.to(DEVICE)) for tensor in tensors), head_dim**-0.5)

@@ -1,0 +1,179 @@
+"""prefill_attention against the reference in float64: any mix of sequences, prefixes and chunks, to the bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+
+from kernels import attention_decode, attention_prefill, reference  # noqa: E402
+from kernels.attention import BLOCK_SIZES, DTYPES  # noqa: E402
+from kernels.attention_prefill import TILES, prefill_attention, sequence_of  # noqa: E402
+
+from .attention_case import DEVICE, AttentionCase, attention_case  # noqa: E402
+from .contract import assert_contract, poisoned_outputs  # noqa: E402
+
+
+def run(case: AttentionCase) -> torch.Tensor:
+    with poisoned_outputs(attention_prefill):
+        return prefill_attention(*case.prefill_arguments())
+
+
+def check(case: AttentionCase) -> torch.Tensor:
+    out = run(case)
+    exact = reference.prefill_attention(*case.plain(torch.float64).prefill_arguments())
+    assert_contract(out, exact, reference.prefill_attention(*case.plain(case.q.dtype).prefill_arguments()))
+    return out
+
+
+def test_every_tile_is_a_dtype_tested_here():
+    assert set(TILES) == {dtype.itemsize for dtype in DTYPES}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [2, 8])
+def test_number_of_queries_at_the_borders_of_a_tile(group, dtype):
+    tile = TILES[dtype.itemsize]
+    n = tile.block_m // group  # query tokens in a tile
+    queries = [1, n - 1, n, 0, n + 1, 2 * n + 1]  # the 0: a sequence that has nothing to do in this step
+    check(attention_case(queries, queries, kv_heads=1, group=group, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_cached_prefix_at_the_borders_of_page_and_tile(block_size, dtype):
+    n = TILES[dtype.itemsize].block_n
+    prefixes = [0, 1, block_size - 1, block_size, block_size + 1]  # the last page almost full, full, just begun
+    prefixes += [n - 2, n - 1, n]  # the first query does not yet, just, and more than see a whole tile
+    queries = [5, 1, 2, 1, 7, 3, 2, 1]
+    lengths = [prefix + count for prefix, count in zip(prefixes, queries)]
+    check(attention_case(lengths, queries, kv_heads=1, block_size=block_size, dtype=dtype))
+
+
+@pytest.mark.parametrize("group", [1, 3, 5, 16])  # alone; rows left over in the tile, two of Qwen3's; the largest
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_group(group, dtype):
+    check(attention_case([30, 75], [30, 11], kv_heads=2, group=group, head_dim=32, dtype=dtype))
+
+
+@pytest.mark.parametrize("head_dim", [8, 16, 80, 128])  # less than a dot takes, the least, no power of two, Qwen3's
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_head_dim(head_dim, dtype):
+    check(attention_case([20, 75], [20, 9], head_dim=head_dim, dtype=dtype))
+
+
+def test_scores_far_apart():
+    check(attention_case([20, 150], [20, 9], dtype=torch.float32, sharpness=50))
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    prefixes_and_queries=st.lists(st.tuples(st.integers(0, 100), st.integers(0, 40)), min_size=1, max_size=4),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 16),
+    head_dim=st.integers(1, 128),
+    block_size=st.sampled_from(BLOCK_SIZES),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape(prefixes_and_queries, **shape):
+    check(attention_case([sum(pair) for pair in prefixes_and_queries], [n for _, n in prefixes_and_queries], **shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_and_chunks_do_not_change_a_bit(dtype):
+    queries = [3, 80, 17]
+    case = attention_case([90, 80, 17], queries, kv_heads=1, dtype=dtype)
+    together = run(case)
+    assert torch.equal(together, run(case)), "the same call twice"
+    outs = together.split(queries)
+    for sequence in range(3):
+        assert torch.equal(run(case.chunk(sequence, 0, queries[sequence])), outs[sequence]), "alone"
+    borders = [0, 1, 33, 65, 80]
+    chunks = [run(case.chunk(1, start, stop)) for start, stop in zip(borders, borders[1:])]
+    assert torch.equal(torch.cat(chunks), outs[1]), "in chunks"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_last_row_is_what_decode_computes(dtype):
+    queries = [60, 2, 1]
+    case = attention_case([150, 64, 1], queries, kv_heads=1, dtype=dtype)
+    with poisoned_outputs(attention_decode):
+        decoded = attention_decode.decode_attention(case.q[case.query_starts[1:] - 1], *case.decode_arguments()[1:])
+    prefilled = run(case)[case.query_starts[1:] - 1]
+    # Sums in another order, then one rounding more where the weights are rounded against another maximum.
+    torch.testing.assert_close(decoded, prefilled, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+@triton.jit
+def sequence_of_kernel(out_ptr, query_starts_ptr, sequences, TOKENS: tl.constexpr):
+    tile = tl.program_id(0)
+    tl.store(out_ptr + tile, sequence_of(tile, query_starts_ptr, sequences, TOKENS))
+
+
+@settings(max_examples=20, deadline=None)
+@given(queries=st.lists(st.integers(0, 20), min_size=1, max_size=30), tokens=st.integers(1, 16))
+def test_tiles_cover_every_query_once(queries, tokens):
+    starts = torch.tensor([0, *queries]).cumsum(0)
+    tiles = sum(queries) // tokens + len(queries)
+    found = torch.full((tiles,), -1, device=DEVICE)
+    sequence_of_kernel[(tiles,)](found, starts.to(DEVICE), len(queries), tokens)
+    covered = []
+    for tile, sequence in enumerate(found.tolist()):
+        first = (tile - int(starts[sequence]) // tokens - sequence) * tokens
+        assert first >= 0
+        covered += [(sequence, query) for query in range(first, min(first + tokens, queries[sequence]))]
+    assert covered == [(sequence, query) for sequence, count in enumerate(queries) for query in range(count)]
+
+
+def test_more_sequences_than_one_step_of_the_search():
+    lengths = [1 + s % 3 for s in range(260)]
+    check(attention_case(lengths, kv_heads=1, group=1, head_dim=16, dtype=torch.float32))
+
+
+def test_int32_ids_and_tables_cut_from_wider_ones():
+    case = attention_case([20, 33], [20, 4])
+    table, starts, lengths = case.block_tables[:, :-1], case.query_starts, case.context_lengths
+    assert not table.is_contiguous()
+    expected = run(case)
+    assert torch.equal(run(replace(case, block_tables=table)), expected)
+    ints = replace(case, block_tables=table.int(), query_starts=starts.int(), context_lengths=lengths.int())
+    assert torch.equal(run(ints), expected)
+
+
+def test_nothing_to_do():
+    case = attention_case([0, 20], [0, 0])
+    assert run(case).shape == (0, 16, 64)
+    none = replace(case, block_tables=case.block_tables[:0], context_lengths=case.context_lengths[:0])
+    assert run(replace(none, query_starts=case.query_starts[:1])).shape == (0, 16, 64)
+
+
+def test_pages_beyond_2_to_the_31_elements():
+    case = attention_case([70], [3], kv_heads=4, group=1, head_dim=128)
+    far = 2**31 // case.key_cache[0].numel() + 7
+    # On a CPU untouched memory costs nothing: of this pool only the last pages ever exist.
+    pool = torch.empty((far + len(case.key_cache), *case.key_cache.shape[1:]), dtype=case.q.dtype, device=DEVICE)
+    pool[far:] = case.key_cache
+    moved = replace(case, block_tables=case.block_tables + far, key_cache=pool, value_cache=pool)
+    assert torch.equal(run(moved), run(replace(case, value_cache=case.key_cache)))
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "message"),
+    [
+        ("q", lambda c: c.q.double(), "torch.float64"),
+        ("q", lambda c: c.q.transpose(0, 1).contiguous().transpose(0, 1), "strides"),
+        ("key_cache", lambda c: c.key_cache.half(), "key_cache must be torch.bfloat16"),
+        ("query_starts", lambda c: c.query_starts[:-1], "query_starts must be int32 or int64"),
+        ("query_starts", lambda c: c.query_starts.float(), "query_starts must be int32 or int64"),
+        ("query_starts", lambda c: c.query_starts.repeat_interleave(2)[::2], "stride 1"),
+    ],
+)
+def test_refuses(field, wrong, message):
+    case = attention_case([20, 40], [20, 3])
+    with pytest.raises(ValueError, match=message):
+        prefill_attention(*replace(case, **{field: wrong(case)}).prefill_arguments())
