@@ -32,17 +32,31 @@ def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b. x [T, H], weight [N, H], bias [N] -> [T, N].
+    """x Wᵀ + b. x [T, H], weight [N, H], bias [N] -> [T, N]."""
+    if _streams_weight(x):
+        out = _weight_times_rows(x, weight).contiguous()
+        return out if bias is None else out + bias
+    return F.linear(x, weight, bias)
 
-    On a CPU, up to eight float32 rows go through W xᵀ, a single row twice: the libraries' matrix-vector product and
-    their x Wᵀ with few rows read the weights at half the speed.
-    """
-    rows = x.shape[0]
-    if rows > 8 or x.dtype != torch.float32 or x.device.type != "cpu":
-        return F.linear(x, weight, bias)
-    columns = x.t() if rows > 1 else torch.cat((x, x)).t()
-    out = torch.mm(weight, columns).t()[:rows].contiguous()
-    return out if bias is None else out + bias
+
+def _streams_weight(x: Tensor) -> bool:
+    """Whether W xᵀ beats x Wᵀ: on a CPU, float32, up to 128 rows. With few rows the libraries' x Wᵀ, and their
+    matrix-vector product, read the weights at half the speed."""
+    return x.shape[0] <= 128 and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def _weight_times_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """x Wᵀ as (W xᵀ)ᵀ, not contiguous; a single row counts twice, so that it is a matrix product."""
+    columns = x.t() if x.shape[0] > 1 else torch.cat((x, x)).t()
+    return torch.mm(weight, columns).t()[: x.shape[0]]
+
+
+def _expert_linear(rows: tuple[Tensor, ...], weight: Tensor, experts: list[int]) -> Tensor:
+    """Each expert's rows through its own matrix. rows: [n_i, K] each, weight [E, N, K] -> [sum of n_i, N]."""
+    # torch.cat copies in any case, so it may as well copy what is transposed.
+    return torch.cat(
+        [_weight_times_rows(r, weight[e]) if _streams_weight(r) else F.linear(r, weight[e]) for r, e in zip(rows, experts)]
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -213,11 +227,10 @@ def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights:
     flat = expert_ids.flatten()
     order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=gate_up_weight.shape[0]).tolist()
-    hit = [(expert, count) for expert, count in enumerate(counts) if count]
-    sizes = [count for _, count in hit]
-    rows = x[order // top_k].split(sizes)
-    hidden = swiglu(torch.cat([linear(r, gate_up_weight[e]) for r, (e, _) in zip(rows, hit)])).split(sizes)
-    out = torch.cat([linear(r, down_weight[e]) for r, (e, _) in zip(hidden, hit)])
+    hit = [expert for expert, count in enumerate(counts) if count]
+    sizes = [counts[expert] for expert in hit]
+    hidden = swiglu(_expert_linear(x[order // top_k].split(sizes), gate_up_weight, hit))
+    out = _expert_linear(hidden.split(sizes), down_weight, hit)
     out = out[order.argsort()] * weights.flatten()[:, None]
     return out.view(tokens, top_k, -1).sum(1)
 

@@ -122,7 +122,8 @@ def test_rms_norm_rounds_before_the_weight():
     assert torch.equal(got[1], x) and torch.equal(got[2], ops.rms_norm(x, weight, 1e-6))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+# 1: counts twice; 128 and 129: on both sides of the change from W xᵀ to x Wᵀ.
+@pytest.mark.parametrize("rows", [1, 2, 9, 128, 129])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_linear_is_torch_linear(rows, dtype):
     x, weight, bias = torch.randn(rows, 40).to(dtype), torch.randn(24, 40).to(dtype), torch.randn(24).to(dtype)
