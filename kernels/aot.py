@@ -31,7 +31,9 @@ from triton.compiler import ASTSource
 
 from .aot_case import Case
 
-MODULES = ("rms_norm", "rope", "swiglu", "attention_decode", "attention_prefill")
+MODULES = (
+    "rms_norm", "rope", "swiglu", "attention_decode", "attention_prefill", "moe_route", "moe_small", "moe_experts",
+)  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 TABLE = Path(__file__).with_name("aot_table.json")
 

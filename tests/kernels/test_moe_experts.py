@@ -1,0 +1,257 @@
+"""moe_experts against the reference: the small path of up to 16 tokens and the grouped path of more."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from kernels import moe_experts as grouped  # noqa: E402
+from kernels import moe_route, moe_small, reference  # noqa: E402
+from kernels.moe_experts import TILES, Tile, moe_experts, tile_for  # noqa: E402
+
+from .contract import assert_contract, poisoned_outputs  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Inputs(NamedTuple):
+    x: Tensor
+    gate_up_weight: Tensor
+    down_weight: Tensor
+    weights: Tensor
+    expert_ids: Tensor
+
+
+def inputs(
+    tokens: int, experts: int = 4, top_k: int = 2, hidden: int = 40, intermediate: int = 24,
+    dtype: torch.dtype = torch.bfloat16, seed: int = 0, expert_ids: Tensor | None = None,
+) -> Inputs:  # fmt: skip
+    """Values of the sizes that a trained layer has; the experts at random unless given."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, hidden, generator=generator)
+    gate_up = torch.randn(experts, 2 * intermediate, hidden, generator=generator) * hidden**-0.5
+    down = torch.randn(experts, hidden, intermediate, generator=generator) * intermediate**-0.5
+    if expert_ids is None:
+        expert_ids = torch.rand(tokens, experts, generator=generator).topk(top_k, dim=-1).indices
+    weights = torch.rand(expert_ids.shape, generator=generator) + 0.05
+    floats = (x, gate_up, down, weights / weights.sum(-1, keepdim=True))
+    return Inputs(*(t.to(dtype).to(DEVICE) for t in floats), expert_ids.to(DEVICE))
+
+
+def check(args: Inputs) -> Tensor:
+    before = [t.clone() for t in args]
+    with poisoned_outputs(moe_route, moe_small, grouped):
+        out = moe_experts(*args)
+    assert all(torch.equal(t, b) for t, b in zip(args, before))
+    exact = reference.moe_experts(*(t.double() for t in args[:4]), args.expert_ids)
+    assert_contract(out, exact, reference.moe_experts(*args))
+    return out
+
+
+@pytest.fixture(params=TILES, ids=lambda tile: f"{tile.block_m}-rows")
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tile:
+    """Each row of the tile table, made the only one."""
+    monkeypatch.setattr(grouped, "TILES", (request.param._replace(max_rows=float("inf")),))
+    return request.param
+
+
+# Small path.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 15, 16])  # 16 rows are one tile: one row, some, all but one, all
+def test_few_tokens(tokens: int, dtype: torch.dtype) -> None:
+    check(inputs(tokens, experts=5, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("experts", "top_k"),
+    [
+        (4, 1),  # no sum over choices
+        (6, 3),  # not a power of two: a choice is masked
+        (5, 5),  # every token at every expert
+        (16, 16),  # most choices: two output columns of a program
+        (128, 8),  # Qwen3-30B-A3B: hardly any expert is hit twice
+        (512, 10),  # most experts
+    ],
+)
+def test_few_tokens_experts_and_choices(experts: int, top_k: int) -> None:
+    check(inputs(2, experts, top_k, hidden=32, intermediate=16, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("hidden", "intermediate"),
+    [
+        (32, 16),  # one step of each loop, one column block of gate_up
+        (33, 17),  # one more than a block in each, and rows that start anywhere
+        (128, 128),  # exactly one step of two-byte elements, two of four: nothing is masked
+        (136, 136),  # a second step, nearly empty
+    ],
+)
+def test_few_tokens_sizes(hidden: int, intermediate: int, dtype: torch.dtype) -> None:
+    check(inputs(2, 4, 2, hidden, intermediate, dtype))
+
+
+# Both paths.
+
+
+@pytest.mark.parametrize("tokens", [5, 20])
+def test_all_tokens_at_the_same_experts(tokens: int) -> None:
+    check(inputs(tokens, experts=6, expert_ids=torch.tensor([[4, 1]] * tokens)))
+
+
+@pytest.mark.parametrize("tokens", [5, 20])
+def test_one_expert_twice_for_a_token(tokens: int) -> None:
+    ids = torch.randint(0, 3, (tokens, 3), generator=torch.Generator().manual_seed(0))
+    ids[0] = 2
+    check(inputs(tokens, experts=3, expert_ids=ids, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("tokens", [3, 18])
+def test_experts_that_are_not_hit_are_not_read(tokens: int) -> None:
+    """Of 20 experts three are hit, the last among them; the others hold NaN."""
+    ids = torch.tensor([[19, 3], [3, 7], [7, 19]]).repeat(tokens // 3, 1)
+    args = inputs(tokens, experts=20, expert_ids=ids)
+    idle = [e for e in range(20) if e not in (3, 7, 19)]
+    clean = check(args)
+    args.gate_up_weight[idle] = args.down_weight[idle] = float("nan")
+    assert torch.equal(moe_experts(*args), clean)
+
+
+@pytest.mark.parametrize("tokens", [4, 19])
+def test_a_token_of_nan_stays_alone(tokens: int) -> None:
+    args = inputs(tokens, experts=4)
+    clean = moe_experts(*args)
+    args.x[2] = float("nan")
+    out = moe_experts(*args)
+    assert out[2].isnan().all()
+    others = [t for t in range(tokens) if t != 2]
+    assert torch.equal(out[others], clean[others])
+
+
+@pytest.mark.parametrize("tokens", [3, 18])
+def test_rows_that_lie_apart(tokens: int) -> None:
+    """Views with room between the rows, of x, of the weights' rows and of the experts."""
+    args = inputs(tokens, experts=6, hidden=32, intermediate=16)
+    wide = inputs(tokens, experts=8, hidden=48, intermediate=24)
+    x, gate_up, down = wide.x[:, 8:40], wide.gate_up_weight[2:, :32, 8:40], wide.down_weight[::2, 8:40, :16]
+    check(args._replace(x=x, gate_up_weight=gate_up[:4], down_weight=down, expert_ids=args.expert_ids % 4))
+
+
+@pytest.mark.parametrize("tokens", [7, 40])
+def test_repeats_bit_by_bit(tokens: int) -> None:
+    args = inputs(tokens, dtype=torch.float32)
+    assert torch.equal(moe_experts(*args), moe_experts(*args))
+
+
+@pytest.mark.parametrize(("tokens", "launches"), [(1, 2), (16, 2), (17, 4)])
+def test_launches(tokens: int, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+
+    class Counted:
+        def __init__(self, kernel) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            launched.append(grid)
+            return self.kernel[grid]
+
+    for module in (moe_route, moe_small, grouped):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Counted(getattr(module, name)))
+    moe_experts(*inputs(tokens, top_k=1, hidden=32, intermediate=16))
+    assert len(launched) == launches
+
+
+def test_no_tokens() -> None:
+    assert moe_experts(*inputs(0)).shape == (0, 40)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_any_shape(data: st.DataObject) -> None:
+    """Not in float32: the reference's own error, rounding alone, can be almost nothing on the few values drawn here."""
+    experts = data.draw(st.integers(1, 8))
+    check(
+        inputs(
+            data.draw(st.one_of(st.integers(1, 6), st.integers(17, 40))), experts,
+            data.draw(st.integers(1, min(experts, 3))), data.draw(st.integers(16, 80)), data.draw(st.integers(8, 40)),
+            data.draw(st.sampled_from(DTYPES[1:])), data.draw(st.integers(0, 99)),
+        )
+    )  # fmt: skip
+
+
+# Grouped path.
+
+
+@pytest.mark.parametrize("tokens", [17, 31, 33, 63, 64, 65, 127, 129])  # around one, two, four and eight tiles of rows
+def test_many_tokens(tokens: int) -> None:
+    check(inputs(tokens, experts=8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("hidden", "intermediate"),
+    [
+        (32, 16),  # less than a block in every direction
+        (264, 136),  # more than one block and one step of each row of the table, none of them full
+        (256, 128),  # full blocks and steps: nothing is masked
+        (71, 37),  # rows that start anywhere
+    ],
+)
+def test_tile_sizes(tile: Tile, hidden: int, intermediate: int, dtype: torch.dtype) -> None:
+    check(inputs(20, 3, 2, hidden, intermediate, dtype))
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_around_a_full_tile(tile: Tile, extra: int) -> None:
+    """One expert with a row fewer and a row more than a tile, between one with 5 rows and an empty one."""
+    ids = torch.tensor([1] * (tile.block_m + extra) + [0] * 5)
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+    check(inputs(len(ids), experts=3, expert_ids=ids[order][:, None], hidden=32, intermediate=16))
+
+
+def test_most_experts_are_empty() -> None:
+    check(inputs(17, experts=128, top_k=1, hidden=32, intermediate=16))
+
+
+def test_every_row_of_the_table_is_chosen() -> None:
+    assert [tile_for(pairs, 128) for pairs in (1, 8 * 128, 8 * 128 + 1, 16 * 128 + 1, 64 * 128, 10**9)] == [
+        TILES[i] for i in (0, 0, 1, 2, 2, 3)
+    ]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (lambda a: a._replace(x=a.x.double()), "float64"),
+        (lambda a: a._replace(weights=a.weights.float()), "float32, float16 or bfloat16 throughout"),
+        (lambda a: a._replace(expert_ids=a.expert_ids.int()), "int64 expert_ids"),
+        (lambda a: a._replace(x=a.x.t().contiguous().t()), "contiguous rows"),
+        (lambda a: a._replace(down_weight=a.down_weight.mT.contiguous().mT), "contiguous rows"),
+        (lambda a: a._replace(weights=a.weights.t().contiguous().t()), "contiguous weights"),
+        (lambda a: a._replace(expert_ids=a.expert_ids.t().contiguous().t()), "contiguous weights and expert_ids"),
+        (lambda a: a._replace(x=a.x[:, :-1]), r"x \[3, 39\]"),
+        (lambda a: a._replace(gate_up_weight=a.gate_up_weight[:, 1:]), r"gate_up_weight \[4, 47, 40\]"),
+        (lambda a: a._replace(down_weight=a.down_weight[1:]), r"down_weight \[3, 40, 24\]"),
+        (lambda a: a._replace(weights=a.weights[:2]), r"weights \[2, 2\]"),
+        (lambda a: a._replace(expert_ids=a.expert_ids[:2]), r"expert_ids \[2, 2\]"),
+        (lambda a: a._replace(x=a.x[0]), r"x \[40\]"),
+        (lambda a: inputs(3, experts=17, top_k=17), "1 to 16 experts per token"),
+        (lambda a: inputs(3, experts=513, hidden=8, intermediate=8), "of 1 to 512"),
+        (lambda a: a._replace(x=a.x.to("meta")), "one device"),
+    ],
+)
+def test_refuses(changed, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        moe_experts(*changed(inputs(3)))

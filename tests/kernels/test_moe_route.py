@@ -1,0 +1,238 @@
+"""route against the reference, and sort_by_expert by what its tables promise."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from kernels import moe_route, reference  # noqa: E402
+from kernels.moe_route import route, sort_by_expert  # noqa: E402
+
+from .contract import assert_contract, poisoned_outputs  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INFINITY = float("inf")
+
+
+def logits_of(tokens: int, experts: int, dtype: torch.dtype, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(tokens, experts, generator=generator) * scale).to(dtype).to(DEVICE)
+
+
+def check_route(logits: torch.Tensor, top_k: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights within the contract, and the experts those of the largest logits, the lowest id first of equals."""
+    before = logits.clone()
+    with poisoned_outputs(moe_route):
+        weights, expert_ids = route(logits, top_k, renormalise)
+    assert torch.equal(logits, before)
+    assert expert_ids.dtype == torch.int64
+    assert torch.equal(expert_ids, logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k])
+    exact, _ = reference.route(logits.double(), top_k, renormalise)
+    own, _ = reference.route(logits, top_k, renormalise)
+    assert_contract(weights, exact, own)
+    return weights, expert_ids
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize(
+    ("experts", "top_k"),
+    [
+        (4, 1),  # fewest experts; one choice, whose renormalised weight is 1
+        (4, 4),  # every expert is chosen
+        (5, 3),  # neither is a power of two: both tiles are masked
+        (16, 16),  # most choices, and all of them
+        (60, 4),  # another family's size, above a warp and not a power of two
+        (128, 8),  # Qwen3-30B-A3B and 235B-A22B
+        (512, 10),  # most experts, 16 in each lane
+    ],
+)
+def test_experts_and_choices(experts: int, top_k: int, renormalise: bool, dtype: torch.dtype) -> None:
+    check_route(logits_of(3, experts, dtype), top_k, renormalise)
+
+
+# A program is a token: none may depend on how many there are.
+@pytest.mark.parametrize("tokens", [1, 2, 17, 33])
+def test_tokens(tokens: int) -> None:
+    check_route(logits_of(tokens, 8, torch.bfloat16), 2, True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_negative_logits(dtype: torch.dtype) -> None:
+    """The lanes beyond the last expert must not win with a zero."""
+    check_route(-10 - logits_of(4, 5, dtype).abs(), 5, False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_logits(dtype: torch.dtype) -> None:
+    """All experts tie: any choice has the right weights, ours is the lowest ids."""
+    weights, expert_ids = check_route(torch.full((2, 6), -3.0, dtype=dtype, device=DEVICE), 3, True)
+    assert expert_ids.tolist() == [[0, 1, 2]] * 2
+    assert weights.unique().numel() == 1
+
+
+def test_signs_and_extremes_are_ordered() -> None:
+    """The order of floats is taken from their bits: across zero, among denormals, at the largest of either sign."""
+    row = [0.0, -1e-40, 1e-40, -1.0, 1.0, 1e38, -1e38, 1e-45]
+    _, expert_ids = route(torch.tensor([row], device=DEVICE), 8, True)
+    assert expert_ids.tolist() == [sorted(range(8), key=lambda i: -row[i])]
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_infinitely_negative_logits(renormalise: bool) -> None:
+    """An expert at -inf has weight 0 and is chosen only when no other is left."""
+    logits = torch.tensor([[-INFINITY, 1.0, -INFINITY, -2.0, 0.5], [-INFINITY] * 4 + [7.0]], device=DEVICE)
+    weights, expert_ids = check_route(logits, 4, renormalise)
+    assert expert_ids.tolist() == [[1, 4, 3, 0], [4, 0, 1, 2]]
+    assert weights[0, 3] == 0 and weights[1].tolist() == [1, 0, 0, 0]
+
+
+def test_far_apart_logits() -> None:
+    """Probabilities that vanish in float32 still leave the experts in the order of their logits."""
+    check_route(torch.tensor([[-300.0, 200.0, -200.0, 0.0, -250.0]], device=DEVICE), 4, True)
+
+
+def test_nan_is_not_hidden() -> None:
+    logits = logits_of(2, 8, torch.float32)
+    logits[1, 3] = float("nan")
+    weights, _ = route(logits, 2, True)
+    assert weights[0].isfinite().all() and weights[1].isnan().all()
+
+
+def test_negative_nan_gives_real_experts() -> None:
+    """Its bits sort below -inf, which the lanes beyond the last expert hold."""
+    nan = torch.full((1, 5), float("nan"), device=DEVICE).copysign(torch.tensor(-1.0))
+    weights, expert_ids = route(nan, 3, True)
+    assert expert_ids.tolist() == [[0, 1, 2]] and weights.isnan().all()
+
+
+def test_rows_of_a_wider_matrix() -> None:
+    check_route(logits_of(5, 20, torch.float16)[:, 3:11], 3, True)
+
+
+def test_route_repeats_bit_by_bit() -> None:
+    logits = logits_of(9, 16, torch.float32)
+    first, second = route(logits, 4, True), route(logits, 4, True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_any_shape(data: st.DataObject) -> None:
+    """Not in float32: the reference's own error, rounding alone, can be almost nothing on the few values drawn here."""
+    tokens, experts = data.draw(st.integers(1, 4)), data.draw(st.integers(4, 40))
+    logits = logits_of(tokens, experts, data.draw(st.sampled_from(DTYPES[1:])), data.draw(st.integers(0, 99)), 4.0)
+    check_route(logits, data.draw(st.integers(1, min(experts, 16))), data.draw(st.booleans()))
+
+
+def test_no_tokens() -> None:
+    weights, expert_ids = route(torch.empty(0, 8, device=DEVICE), 2, True)
+    assert weights.shape == expert_ids.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("logits", "top_k", "says"),
+    [
+        (torch.zeros(2, 8).t(), 1, "strides"),
+        (torch.zeros(8), 1, r"\(8,\)"),
+        (torch.zeros(2, 8, dtype=torch.float64), 1, "float64"),
+        (torch.zeros(2, 8), 9, "top_k=9"),
+        (torch.zeros(2, 8), 0, "top_k=0"),
+        (torch.zeros(2, 32), 17, "top_k=17"),
+        (torch.zeros(2, 513), 1, "experts=513"),
+    ],
+)
+def test_route_refuses(logits: torch.Tensor, top_k: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        route(logits, top_k, True)
+
+
+def check_sort(expert_ids: torch.Tensor, experts: int, block_m: int) -> None:
+    with poisoned_outputs(moe_route):
+        sort = sort_by_expert(expert_ids, experts, block_m)
+    assert all(t.dtype == torch.int32 for t in sort)
+    flat = expert_ids.flatten()
+    pairs = flat.numel()
+    counts = flat.bincount(minlength=experts)
+    assert torch.equal(sort.offsets.diff().long(), counts)
+    assert sort.offsets[0] == 0 and sort.offsets[-1] == pairs
+
+    order = sort.order.long()
+    inverse = order.argsort()
+    assert torch.equal(order[inverse], torch.arange(pairs, device=flat.device))
+    assert torch.equal(order, flat.argsort(stable=True))
+
+    # Walking the tiles gives each row exactly once, under its own expert.
+    assert len(sort.tile_experts) == pairs // block_m + experts
+    seen = []
+    for tile, expert in enumerate(sort.tile_experts.tolist()):
+        if expert < 0:
+            continue
+        start, end = sort.offsets[expert : expert + 2].tolist()
+        first = start + (tile - start // block_m - expert) * block_m
+        assert start <= first < end
+        seen += range(first, min(first + block_m, end))
+    assert seen == list(range(pairs))
+
+
+def choices(tokens: int, experts: int, top_k: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(tokens, experts, generator=generator).topk(top_k, dim=-1).indices.to(DEVICE)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1023])
+def test_sort_tokens(tokens: int) -> None:
+    check_sort(choices(tokens, 6, 3), 6, 16)  # 129 tokens are two blocks of pairs, 1,023 are two of the largest
+
+
+@pytest.mark.parametrize(
+    ("experts", "top_k"),
+    [
+        (4, 1),  # fewest of both
+        (7, 7),  # every token at every expert
+        (128, 8),  # most experts empty
+    ],
+)
+def test_sort_experts(experts: int, top_k: int) -> None:
+    check_sort(choices(5, experts, top_k), experts, 16)
+
+
+@pytest.mark.parametrize("block_m", [16, 32, 64, 128])
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_sort_around_a_full_tile(block_m: int, extra: int) -> None:
+    """One row fewer and more than a tile, behind an expert that leaves the tiles' starts uneven; two are empty."""
+    ids = torch.tensor([2] * (block_m + extra) + [0] * 5 + [3] * (block_m - 5))
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+    check_sort(ids[order][:, None].to(DEVICE), 5, block_m)
+
+
+@pytest.mark.parametrize("expert", [0, 2, 4])
+def test_sort_all_to_one_expert(expert: int) -> None:
+    """The first, a middle and the last: 70 tiles for one expert are written in three steps."""
+    check_sort(torch.full((1120, 1), expert, device=DEVICE), 5, 16)
+
+
+def test_sort_takes_the_same_expert_twice() -> None:
+    check_sort(torch.tensor([[1, 1], [3, 1], [1, 0]], device=DEVICE), 4, 16)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=150), st.sampled_from([16, 32, 64, 128]))
+def test_sort_anything(ids: list[int], block_m: int) -> None:
+    check_sort(torch.tensor(ids, device=DEVICE)[:, None], 6, block_m)
+
+
+@pytest.mark.parametrize(
+    ("expert_ids", "says"),
+    [
+        (torch.zeros(4, 2, dtype=torch.int32), "int32"),
+        (torch.zeros(2, 4, dtype=torch.int64).t(), "strides"),
+        (torch.zeros(4, dtype=torch.int64), r"\(4,\)"),
+    ],
+)
+def test_sort_refuses(expert_ids: torch.Tensor, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        sort_by_expert(expert_ids, 4, 16)
