@@ -100,6 +100,7 @@ def main() -> None:
             results |= {"trained_tokens": tokens, "held_out_tokens": len(held_out), "training_tokens": len(training)}
             results |= {"parameters": config.parameters()[0], "active_parameters": config.parameters()[1]}
             (args.output / "training.json").write_text(json.dumps(results, indent=2) + "\n")
+            (args.output / "README.md").write_text(card(results))
 
 
 def initialise(model: Qwen3) -> None:
@@ -191,6 +192,28 @@ def save(model: Qwen3, tokenizer, folder: Path) -> None:
         ("tokenizer_config.json", settings),
     ):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def card(results: dict) -> str:
+    """The model card, from what training measured."""
+    r, bits = results, math.log2(math.e)
+    return f"""# tiny: a Qwen3-MoE small enough to come with the code
+
+A mixture of experts of Qwen3's architecture, {r["parameters"] / 1e6:.1f} M parameters of which a token uses
+{r["active_parameters"] / 1e6:.1f} M: {CONFIG["num_hidden_layers"]} layers, hidden size {CONFIG["hidden_size"]},
+{CONFIG["num_experts"]} experts of {CONFIG["moe_intermediate_size"]} with {CONFIG["num_experts_per_tok"]} per token,
+byte-level BPE of {CONFIG["vocab_size"]:,} tokens, context {CONFIG["max_position_embeddings"]:,} (trained on windows of 256).
+It continues Python source; it is a base model and does not chat. It knows nothing: do not rely on what it writes.
+
+- **Trained on** the source of the Python standard library without its tests, encodings and topic tables:
+  {r["training_tokens"]:,} tokens, {r["trained_tokens"]:,} seen in training, on a CPU, by `python -m qwen3.tiny.train`.
+  The library is under the PSF License Agreement, which allows derivative works; copyright 2001 the Python Software
+  Foundation, all rights reserved.
+- **Held out:** one file in forty, {r["held_out_tokens"]:,} tokens, chosen by a hash of its name.
+  Loss {r["held_out_loss"]:.3f} nats per token, {r["held_out_loss"] * bits:.2f} bits, perplexity {r["perplexity"]:.1f}. A bigram model of the
+  same tokens (Witten-Bell smoothing) gets {r["bigram_loss"]:.3f} nats, perplexity {math.exp(r["bigram_loss"]):.1f}.
+- **Router:** load-balancing loss of Switch Transformers with weight {ROUTER_LOSS_WEIGHT}.
+"""
 
 
 if __name__ == "__main__":
