@@ -65,6 +65,7 @@ def stacked_tensors(model: Qwen3) -> dict[str, tuple[Tensor, list[str]]]:
     return stacked
 
 
+@torch.no_grad()
 def load_weights(model: Qwen3, folder: Path, progress: bool = False) -> None:
     """Fills every parameter of `model` from the safetensors files of `folder`, casting to the model's dtype.
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 import kernels
 
-from ..checkpoint import published_tensors
+from ..checkpoint import load_weights, published_tensors
 from ..config import ModelConfig
 from ..kv_cache import KVCache
 from ..model import Qwen3
@@ -62,12 +63,17 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the highest, after warm-up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start-from", type=Path, help="folder of an earlier run: its weights and its vocabulary")
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     training_texts, held_out_texts = corpus.read_sources()
-    tokenizer = corpus.train_tokenizer(training_texts)
+    if args.start_from:
+        earlier = json.loads((args.start_from / "training.json").read_text())
+        tokenizer = corpus.cut_by_pattern(Tokenizer.from_file(str(args.start_from / "tokenizer.json")))
+    else:
+        earlier, tokenizer = {}, corpus.train_tokenizer(training_texts)
     training, held_out = (corpus.encode(tokenizer, texts) for texts in (training_texts, held_out_texts))
     bigram = corpus.bigram_loss(training, held_out, corpus.VOCAB_SIZE)
     print(f"{len(training):,} training tokens, {len(held_out):,} held out; a bigram model gets {bigram:.3f} nats")
@@ -75,6 +81,8 @@ def main() -> None:
     config = ModelConfig.from_hf(CONFIG)
     model = Qwen3(config, kernels.backend("reference"), CONFIG["max_position_embeddings"], device=args.device)
     initialise(model)
+    if args.start_from:
+        load_weights(model, args.start_from)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.learning_rate, betas=(0.9, 0.95))
     started = time.monotonic()
     for step in range(1, args.steps + 1):
@@ -93,11 +101,12 @@ def main() -> None:
             print(line, flush=True)
         if step % args.save_every == 0 or step == args.steps:
             loss = held_out_loss(model, held_out, args.window)
-            tokens = step * args.batch * args.window
+            tokens = earlier.get("trained_tokens", 0) + step * args.batch * args.window
             print(f"held-out loss {loss:.3f}, perplexity {math.exp(loss):.2f} after {tokens:,} tokens", flush=True)
             save(model, tokenizer, args.output)
             results = {"held_out_loss": loss, "perplexity": math.exp(loss), "bigram_loss": bigram}
             results |= {"trained_tokens": tokens, "held_out_tokens": len(held_out), "training_tokens": len(training)}
+            results |= {"runs": earlier.get("runs", 0) + 1}
             results |= {"parameters": config.parameters()[0], "active_parameters": config.parameters()[1]}
             (args.output / "training.json").write_text(json.dumps(results, indent=2) + "\n")
             (args.output / "README.md").write_text(card(results))
@@ -177,7 +186,7 @@ def held_out_loss(model: Qwen3, tokens: Tensor, window: int) -> float:
     return total / (count * window)
 
 
-def save(model: Qwen3, tokenizer, folder: Path) -> None:
+def save(model: Qwen3, tokenizer: Tokenizer, folder: Path) -> None:
     """The model under Hugging Face's names in bfloat16; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().to(torch.bfloat16).cpu().contiguous() for name, t in published_tensors(model).items()}
@@ -206,7 +215,8 @@ byte-level BPE of {CONFIG["vocab_size"]:,} tokens, context {CONFIG["max_position
 It continues Python source; it is a base model and does not chat. It knows nothing: do not rely on what it writes.
 
 - **Trained on** the source of the Python standard library without its tests, encodings and topic tables:
-  {r["training_tokens"]:,} tokens, {r["trained_tokens"]:,} seen in training, on a CPU, by `python -m qwen3.tiny.train`.
+  {r["training_tokens"]:,} tokens, {r["trained_tokens"]:,} seen in training, on a CPU, by `python -m qwen3.tiny.train`
+  (runs: {r["runs"]}; a later one starts from the weights and the vocabulary of the one before, `--start-from`).
   The library is under the PSF License Agreement, which allows derivative works; copyright 2001 the Python Software
   Foundation, all rights reserved.
 - **Held out:** one file in forty, {r["held_out_tokens"]:,} tokens, chosen by a hash of its name.
