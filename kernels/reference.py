@@ -33,30 +33,30 @@ def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b. x [T, H], weight [N, H], bias [N] -> [T, N]."""
-    if _streams_weight(x):
-        out = _weight_times_rows(x, weight).contiguous()
+    return _product(x, weight, bias).contiguous()
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, not always contiguous; with few rows on a CPU in whichever way reads the weights fastest."""
+    if x.device.type == "cpu" and x.dtype == torch.float32 and 0 < x.shape[0] <= 128:
+        # W xᵀ reads up to twice as fast as x Wᵀ, and so does a product with two columns than one with a vector.
+        columns = x.t() if x.shape[0] > 1 else torch.cat((x, x)).t()
+        out = torch.mm(weight, columns).t()[: x.shape[0]]
         return out if bias is None else out + bias
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[0] == 1:
+        # oneDNN repacks the weights for every call; PyTorch's own matrix-vector product only reads them.
+        onednn = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = False
+        try:
+            return (torch.mv(weight, x[0]) if bias is None else torch.addmv(bias, weight, x[0]))[None]
+        finally:
+            torch.backends.mkldnn.enabled = onednn
     return F.linear(x, weight, bias)
-
-
-def _streams_weight(x: Tensor) -> bool:
-    """Whether W xᵀ beats x Wᵀ: on a CPU, float32, up to 128 rows. With few rows the libraries' x Wᵀ, and their
-    matrix-vector product, read the weights at half the speed."""
-    return x.shape[0] <= 128 and x.dtype == torch.float32 and x.device.type == "cpu"
-
-
-def _weight_times_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """x Wᵀ as (W xᵀ)ᵀ, not contiguous; a single row counts twice, so that it is a matrix product."""
-    columns = x.t() if x.shape[0] > 1 else torch.cat((x, x)).t()
-    return torch.mm(weight, columns).t()[: x.shape[0]]
 
 
 def _expert_linear(rows: tuple[Tensor, ...], weight: Tensor, experts: list[int]) -> Tensor:
     """Each expert's rows through its own matrix. rows: [n_i, K] each, weight [E, N, K] -> [sum of n_i, N]."""
-    # torch.cat copies in any case, so it may as well copy what is transposed.
-    return torch.cat(
-        [_weight_times_rows(r, weight[e]) if _streams_weight(r) else F.linear(r, weight[e]) for r, e in zip(rows, experts)]
-    )
+    return torch.cat([_product(r, weight[e]) for r, e in zip(rows, experts)])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -135,7 +135,7 @@ def _gather(cache: Tensor, block_tables: Tensor) -> Tensor:
     sequences, n = block_tables.shape
     head = torch.arange(kv_heads, device=cache.device)
     rows = block_tables.long()[:, None, :] * kv_heads + head[None, :, None]
-    pages = cache.view(num_blocks * kv_heads, block_size * head_dim).index_select(0, rows.flatten())
+    pages = F.embedding(rows, cache.view(num_blocks * kv_heads, block_size * head_dim))
     return pages.view(sequences, kv_heads, n * block_size, head_dim)
 
 
@@ -229,10 +229,12 @@ def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights:
     counts = flat.bincount(minlength=gate_up_weight.shape[0]).tolist()
     hit = [expert for expert, count in enumerate(counts) if count]
     sizes = [counts[expert] for expert in hit]
-    hidden = swiglu(_expert_linear(x[order // top_k].split(sizes), gate_up_weight, hit))
-    out = _expert_linear(hidden.split(sizes), down_weight, hit)
-    out = out[order.argsort()] * weights.flatten()[:, None]
-    return out.view(tokens, top_k, -1).sum(1)
+    # embedding() is PyTorch's fastest way to gather rows: it copies them whole, on all cores.
+    rows = F.embedding(order // top_k, x)
+    hidden = swiglu(_expert_linear(rows.split(sizes), gate_up_weight, hit))
+    out = F.embedding(order.argsort(), _expert_linear(hidden.split(sizes), down_weight, hit))
+    # A row of weights times a matrix of k rows for each token: one pass, summed wide, rounded once.
+    return torch.bmm(weights[:, None], out.view(tokens, top_k, -1))[:, 0]
 
 
 def sample(
