@@ -142,8 +142,9 @@ def test_route(renormalise):
 
 @pytest.mark.parametrize(
     "tokens, experts, top_k",
-    # one token; fewer tokens than experts, so some are not hit; every expert hit; one choice
-    [(1, 8, 2), (3, 16, 4), (40, 4, 2), (5, 4, 1)],
+    # one token; fewer tokens than experts, so some are not hit; every expert hit; one choice; 512 pairs and more: the
+    # last that are computed together, the first expert by expert
+    [(1, 8, 2), (3, 16, 4), (40, 4, 2), (5, 4, 1), (128, 8, 4), (129, 8, 4)],
 )
 def test_moe_experts(tokens, experts, top_k):
     x = torch.randn(tokens, 12, dtype=torch.float64)
