@@ -33,6 +33,7 @@ from .aot_case import Case
 
 MODULES = (
     "rms_norm", "rope", "swiglu", "attention_decode", "attention_prefill", "moe_route", "moe_small", "moe_experts",
+    "linear", "sampling",
 )  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 TABLE = Path(__file__).with_name("aot_table.json")

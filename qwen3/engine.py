@@ -312,11 +312,11 @@ def resolve_backend(name: str, device: torch.device) -> tuple[str, ModuleType]:
     if name == "auto":
         if device.type == "cuda":
             try:
-                return "triton", kernels.backend("triton")
+                return "triton", kernels.backend("triton", device.type)
             except RuntimeError as error:
                 log.warning("%s; running on the reference backend", error)
         return "reference", kernels.backend("reference")
     try:
-        return name, kernels.backend(name)
+        return name, kernels.backend(name, device.type)
     except RuntimeError as error:
         raise Qwen3Error(str(error)) from None

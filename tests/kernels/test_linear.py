@@ -1,0 +1,284 @@
+"""linear and add_norm_linear against the reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from kernels import linear as module  # noqa: E402
+from kernels import reference, rms_norm  # noqa: E402
+from kernels.linear import MATRIX_TILES, MAX_TOKENS, VECTOR_TILES, add_norm_linear, linear  # noqa: E402
+
+from .contract import assert_contract, assert_guards, guarded, poisoned_outputs  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+EPS = 1e-6
+
+
+class Inputs:
+    """Everything that the two ops take, of one dtype, guarded by NaN; `double()` is the same values in float64."""
+
+    def __init__(self, tokens: int, outputs: int, hidden: int, dtype: torch.dtype, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        self.tensors = {
+            "x": normal(tokens, hidden),
+            "residual": normal(tokens, hidden) * 2,
+            "norm_weight": 1 + normal(hidden) / 4,
+            "weight": normal(outputs, hidden) / hidden**0.5,
+            "bias": normal(outputs),
+        }
+        self.tensors = {name: guarded(t.to(dtype).to(DEVICE)) for name, t in self.tensors.items()}
+
+    def linear(self, bias: bool, wide: bool = False) -> tuple:
+        return self._of(("x", "weight", "bias" if bias else None), wide)
+
+    def add_norm_linear(self, residual: bool, bias: bool, wide: bool = False) -> tuple:
+        x, residual, norm_weight = self._of(("x", "residual" if residual else None, "norm_weight"), wide)
+        return x, residual, norm_weight, EPS, *self._of(("weight", "bias" if bias else None), wide)
+
+    def _of(self, names: tuple, wide: bool) -> tuple:
+        tensors = (self.tensors.get(name) for name in names)
+        return tuple(t.double() if wide and t is not None else t for t in tensors)
+
+
+def check_linear(*shape: int, dtype: torch.dtype, bias: bool = True, seed: int = 0) -> None:
+    inputs = Inputs(*shape, dtype, seed)
+    exact = reference.linear(*inputs.linear(bias, wide=True))
+    with poisoned_outputs(module):
+        out = linear(*inputs.linear(bias))
+    assert_contract(out, exact, reference.linear(*inputs.linear(bias)))
+
+
+def check_fused(*shape: int, dtype: torch.dtype, residual: bool = True, bias: bool = True, seed: int = 0) -> None:
+    inputs = Inputs(*shape, dtype, seed)
+    own, own_total, own_normed = reference.add_norm_linear(*inputs.add_norm_linear(residual, bias))
+    # The norm is of the sum as it is rounded: the exact values are those of the rounded sum too.
+    _, _, norm_weight, eps, *projection = inputs.add_norm_linear(residual, bias, wide=True)
+    exact, _, exact_normed = reference.add_norm_linear(own_total.double(), None, norm_weight, eps, *projection)
+    before = {name: t.clone() for name, t in inputs.tensors.items()}
+    with poisoned_outputs(module, rms_norm):
+        out, total, normed = add_norm_linear(*inputs.add_norm_linear(residual, bias))
+    assert_contract(out, exact, own)
+    assert_contract(normed, exact_normed, own_normed)
+    assert torch.equal(total, own_total)
+    for name, tensor in inputs.tensors.items():
+        assert_guards(tensor)
+        assert torch.equal(tensor, before[name]) or (name == "residual" and total is tensor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        1,  # the vector kernel
+        2,  # fewest of the matrix kernel, or, in float32, of several in the vector kernel
+        3,
+        7,  # one masked token
+        8,  # MAX_TOKENS: no token is masked
+        9,  # torch's matmul
+        17,
+    ],
+)
+def test_tokens(tokens: int, dtype: torch.dtype) -> None:
+    check_linear(tokens, 40, 72, dtype=dtype)
+    check_fused(tokens, 40, 72, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize(
+    ("outputs", "hidden"),
+    [
+        (1, 1),  # nothing but one product
+        (5, 8),  # a single wide load, less than the smallest tensor-core instruction
+        (17, 127),  # rows that no wide load can start at, nearly all of the tile
+        (16, 128),  # exactly the outputs of a program of either kernel, and a power of two
+        (15, 129),  # one output less, one column more
+        (33, 256),  # exactly one step of columns of the matrix kernel, three programs
+        (20, 520),  # three steps, the last one nearly empty
+        (6, 2048),  # Qwen3-30B-A3B
+        (3, 5120),  # Qwen3-32B, not a power of two
+    ],
+)
+def test_sizes(outputs: int, hidden: int, tokens: int, dtype: torch.dtype) -> None:
+    check_linear(tokens, outputs, hidden, dtype=dtype, bias=False)
+    check_fused(tokens, outputs, hidden, dtype=dtype, bias=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tile", VECTOR_TILES)
+@pytest.mark.parametrize("more", [-1, 0, 1])  # outputs around what one program owns, and two tiles around what two do
+def test_every_vector_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "VECTOR_TILES", (tile._replace(limit=float("inf")),))
+    check_linear(1, 16 * tile.steps + more, 24, dtype=dtype)
+    check_fused(1, max(1, 2 * tile.elements * tile.steps // 2048 + more), 2000, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tile", MATRIX_TILES)
+@pytest.mark.parametrize("more", [-1, 0, 1])  # outputs around what one program owns, columns around two steps
+def test_every_matrix_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MATRIX_TILES", (tile._replace(limit=float("inf")),))
+    hidden = 2 * tile.row_bytes // dtype.itemsize + 8 * more
+    check_linear(4, tile.block_n + more, hidden, dtype=dtype)
+    check_fused(4, tile.block_n + more, hidden, dtype=dtype)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 12])
+def test_before_the_first_layer(tokens: int) -> None:
+    """Nothing to add: x itself is the residual that is returned."""
+    check_fused(tokens, 24, 64, dtype=torch.bfloat16, residual=False)
+    arguments = Inputs(tokens, 24, 64, torch.bfloat16).add_norm_linear(residual=False, bias=False)
+    assert add_norm_linear(*arguments)[1] is arguments[0]
+
+
+def test_no_tokens() -> None:
+    inputs = Inputs(0, 5, 16, torch.float32)
+    assert linear(*inputs.linear(bias=True)).shape == (0, 5)
+    shapes = [t.shape for t in add_norm_linear(*inputs.add_norm_linear(residual=True, bias=True))]
+    assert shapes == [(0, 5), (0, 16), (0, 16)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_row_that_is_longer_than_a_program_can_hold(
+    tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever would take the vector kernel then takes the other one, which walks the columns."""
+    monkeypatch.setattr(module, "MAX_VECTOR", 64)
+    check_linear(tokens, 20, 72, dtype=dtype)
+    check_fused(tokens, 20, 72, dtype=dtype)
+
+
+@pytest.mark.parametrize("tokens", [2, 8])
+def test_many_outputs_of_several_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm is then a launch of its own, which writes the sum over the residual."""
+    monkeypatch.setattr(module, "MAX_FUSED_OUTPUTS", 10)
+    check_fused(tokens, 20, 72, dtype=torch.bfloat16)
+
+
+class Launches:
+    """Stands for a kernel and counts its launches."""
+
+    def __init__(self, kernel) -> None:
+        self.kernel, self.count = kernel, 0
+
+    def __getitem__(self, grid):
+        self.count += 1
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 8])
+def test_one_launch(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = [
+        (module, "linear_vector_kernel"), (module, "linear_matrix_kernel"),
+        (rms_norm, "rms_norm_kernel"), (rms_norm, "add_rms_norm_kernel"),
+    ]  # fmt: skip
+    counters = [Launches(getattr(owner, name)) for owner, name in kernels]
+    for (owner, name), counter in zip(kernels, counters):
+        monkeypatch.setattr(owner, name, counter)
+    add_norm_linear(*Inputs(tokens, 24, 32, torch.bfloat16).add_norm_linear(residual=True, bias=False))
+    assert [c.count for c in counters] == [int(tokens == 1), int(tokens > 1), 0, 0]
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounds_where_hugging_face_does(dtype: torch.dtype, tokens: int) -> None:
+    """Rounded once more before the weight: without it a fifth of the normalised values comes out different."""
+    arguments = Inputs(tokens, 8, 1024, dtype).add_norm_linear(residual=True, bias=False)
+    same = add_norm_linear(*arguments)[2] == reference.add_norm_linear(*arguments)[2]
+    assert same.double().mean() > 0.995
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_zeros_give_the_bias(tokens: int) -> None:
+    inputs = Inputs(tokens, 20, 48, torch.bfloat16)
+    x, residual, norm_weight, eps, weight, bias = inputs.add_norm_linear(residual=True, bias=True)
+    out, total, normed = add_norm_linear(x.zero_(), residual.zero_(), norm_weight, eps, weight, bias)
+    assert torch.equal(out, bias.expand(tokens, -1)) and not total.any() and not normed.any()
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_repeats_bit_by_bit(tokens: int) -> None:
+    arguments = Inputs(tokens, 50, 300, torch.bfloat16).add_norm_linear(residual=True, bias=True)
+    first, second = add_norm_linear(*arguments), add_norm_linear(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize(("dtype", "alone"), [(torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 2)])
+def test_a_token_is_the_same_whatever_stands_beside_it(dtype: torch.dtype, alone: int) -> None:
+    """In float32 to the last bit from one token on; of 16-bit types from two on, which are of one kernel."""
+    x, residual, norm_weight, eps, weight, _ = Inputs(8, 30, 280, dtype).add_norm_linear(True, False)
+    together = add_norm_linear(x, residual, norm_weight, eps, weight)
+    some = slice(3, 3 + alone)
+    apart = add_norm_linear(x[some].clone(), residual[some].clone(), norm_weight, eps, weight)
+    assert all(torch.equal(a[some], b) for a, b in zip(together, apart))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs 5 GB of GPU memory: rows that start beyond element 2^31")
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_weights_beyond_int32(tokens: int) -> None:
+    outputs = 2**31 // 8192 + 3
+    weight = torch.zeros(outputs, 8192, dtype=torch.float16, device=DEVICE)
+    weight[-3:] = Inputs(1, 3, 8192, torch.float16).tensors["weight"]
+    x = Inputs(tokens, 1, 8192, torch.float16).tensors["x"]
+    exact = reference.linear(x.double(), weight[-3:].double())
+    assert_contract(linear(x, weight)[:, -3:].contiguous(), exact, reference.linear(x, weight[-3:]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    tokens=st.integers(1, MAX_TOKENS + 2),
+    outputs=st.integers(1, 50),
+    hidden=st.integers(1, 300),
+    dtype=st.sampled_from(DTYPES),
+    residual=st.booleans(),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_any_shape(
+    tokens: int, outputs: int, hidden: int, dtype: torch.dtype, residual: bool, bias: bool, seed: int
+) -> None:
+    check_linear(tokens, outputs, hidden, dtype=dtype, bias=bias, seed=seed)
+    check_fused(tokens, outputs, hidden, dtype=dtype, residual=residual, bias=bias, seed=seed)
+
+
+def refused(message: str):
+    return pytest.raises(ValueError, match=message)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 9])
+def test_refusals_say_what_they_got(tokens: int) -> None:
+    x, residual, norm_weight, eps, weight, bias = Inputs(tokens, 6, 64, torch.float32).add_norm_linear(True, True)
+    with refused("x must be float32, float16 or bfloat16, got torch.float64"):
+        linear(x.double(), weight.double())
+    with refused(f"x must be \\[tokens, columns\\], got \\[{tokens}, 8, 8\\]"):
+        linear(x.view(tokens, 8, 8), weight)
+    with refused("x must be contiguous, got strides \\(64, 2\\)"):
+        linear(x[:, ::2], weight[:, :32].contiguous())
+    with refused("weight must be \\[outputs, columns\\], got \\[64\\]"):
+        linear(x, weight[0])
+    with refused("weight must be torch.float32 \\[6, 64\\] on .*, got torch.float32 \\[6, 63\\]"):
+        linear(x, weight[:, :63])
+    with refused("weight must be .*, got torch.bfloat16"):
+        linear(x, weight.bfloat16())
+    with refused("weight must be contiguous, got strides \\(1, 6\\)"):
+        linear(x, weight.t().contiguous().t())
+    with refused("bias must be torch.float32 \\[6\\] on .*, got torch.float32 \\[5\\]"):
+        linear(x, weight, bias[:5])
+    with refused("norm_weight must be torch.float32 \\[64\\] on .*, got torch.float32 \\[63\\]"):
+        add_norm_linear(x, residual, norm_weight[:63], eps, weight)
+    with refused("residual must be torch.float32 .*, got torch.float16"):
+        add_norm_linear(x, residual.half(), norm_weight, eps, weight)
+    with refused("residual must be contiguous, got strides \\(128, 2\\)"):
+        add_norm_linear(x, residual.repeat(1, 2)[:, ::2], norm_weight, eps, weight)
+    with refused(f"x must have at most 8192 columns, got \\[{tokens}, 8193\\]"):
+        wide = torch.zeros(tokens, 8193, device=DEVICE)
+        add_norm_linear(wide, None, wide[0], eps, wide[:1])

@@ -1,0 +1,127 @@
+"""The whole model through the Triton kernels: the tokens of the reference, and the launches that a layer costs."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+triton = pytest.importorskip("triton")
+
+from qwen3 import LLM, SamplingParams  # noqa: E402
+
+from .conftest import write_checkpoint  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# One token; one that is not a multiple of anything; above the 8 and 16 tokens to which the small paths go.
+LENGTHS = [1, 5, 19]
+CONFIGS = {
+    "moe": {},
+    "top-4 of 16, groups of 4, bias, YaRN": {
+        "num_experts": 16, "num_experts_per_tok": 4, "num_attention_heads": 8, "head_dim": 64, "attention_bias": True,
+        "num_hidden_layers": 2,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64
+        },
+    },
+    "dense, tied": {"dense": True, "tie_word_embeddings": True, "num_hidden_layers": 2},
+}  # fmt: skip
+
+
+def prompts():
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(250, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def both(folder, **options):
+    return [LLM(folder, device=DEVICE, backend=b, **options) for b in ("reference", "triton")]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_float32_tokens_and_logits_are_those_of_the_reference(name, tmp_path):
+    write_checkpoint(tmp_path, **CONFIGS[name])
+    reference, llm = both(tmp_path, dtype="float32")
+    params = SamplingParams(max_new_tokens=5, temperature=0)
+    expected = [c.token_ids for c in reference.generate(prompts(), params)]
+    assert [c.token_ids for c in llm.generate(prompts(), params)] == expected
+    tokens = prompts()[-1]
+    torch.testing.assert_close(llm.logits(tokens), reference.logits(tokens), atol=1e-4, rtol=0)
+
+
+def test_the_embedded_model():
+    reference, llm = both("tiny", dtype="float32")
+    params = SamplingParams(max_new_tokens=4, temperature=0, ignore_eos=True)
+    prompt = "class Stack:"
+    assert llm.generate(prompt, params)[0].token_ids == reference.generate(prompt, params)[0].token_ids
+
+
+def test_a_seed_draws_the_tokens_of_the_reference(tmp_path):
+    write_checkpoint(tmp_path, num_hidden_layers=1)
+    reference, llm = both(tmp_path, dtype="float32")
+    params = [SamplingParams(max_new_tokens=4, temperature=0.8, top_k=k, top_p=0.9, seed=k) for k in (5, 0, 50)]
+    expected = [c.token_ids for c in reference.generate(prompts(), params)]
+    assert [c.token_ids for c in llm.generate(prompts(), params)] == expected
+
+
+def test_bfloat16_error_is_at_most_twice_that_of_the_reference(tmp_path):
+    """RMS distance from the float32 logits of the same bfloat16 weights."""
+    write_checkpoint(tmp_path, initializer_range=0.05).to(torch.bfloat16).save_pretrained(tmp_path)
+    reference, llm = both(tmp_path)
+    exact = LLM(tmp_path, device=DEVICE, dtype="float32", backend="reference")
+    tokens = prompts()[-1]
+    truth = exact.logits(tokens)
+    ours, theirs = ((side.logits(tokens) - truth).square().mean().sqrt() for side in (llm, reference))
+    assert 0 < ours <= 2 * theirs
+
+
+class Launches(TorchDispatchMode):
+    """Names everything that would be a launch on a GPU: Triton kernels, and aten ops that compute."""
+
+    FREE = {"view", "_unsafe_view", "slice", "select", "t", "transpose", "split", "split_with_sizes", "unsqueeze"}
+    FREE |= {"empty", "empty_like", "expand", "detach", "alias", "as_strided", "squeeze", "permute", "reshape"}
+    FREE |= {"new_empty", "new_empty_strided", "empty_strided", "_local_scalar_dense", "lift_fresh", "unbind"}
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.names = []
+        kind = triton.runtime.interpreter.GridExecutor if triton.knobs.runtime.interpret else triton.JITFunction
+        method = "__call__" if triton.knobs.runtime.interpret else "run"
+        original = getattr(kind, method)
+
+        def launch(kernel, *args, **kwargs):
+            self.names.append(kernel.fn.__name__)
+            # What the interpreter does in torch to run a kernel is not the model's doing.
+            with torch.utils._python_dispatch._disable_current_modes():
+                return original(kernel, *args, **kwargs)
+
+        monkeypatch.setattr(kind, method, launch)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in self.FREE:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def layer_launches(tmp_path, monkeypatch, tokens):
+    """The launches of the second of two layers, at a step that decodes (one token) or prefills."""
+    write_checkpoint(tmp_path, num_hidden_layers=2)
+    llm = LLM(tmp_path, device=DEVICE, dtype="bfloat16", backend="triton")
+    layer, seen = llm.model.layers[1], []
+    forward = layer.forward
+
+    def watched(*args):
+        with monkeypatch.context() as patch, Launches(patch) as launches:
+            out = forward(*args)
+        seen.append(launches.names)
+        return out
+
+    monkeypatch.setattr(layer, "forward", watched)
+    llm.generate([list(range(1, tokens + 1))], SamplingParams(max_new_tokens=2, temperature=0, ignore_eos=True))
+    return seen  # the prefill's, then the decode's
+
+
+def test_a_decode_step_makes_nine_launches_per_layer(tmp_path, monkeypatch):
+    prefill, decode = layer_launches(tmp_path, monkeypatch, 20)
+    print("prefill:", len(prefill), prefill, "\ndecode:", len(decode), decode)
+    assert len(decode) <= 9
+    # 20 tokens are too many for the paths that are made for few.
+    assert len(prefill) <= 12
