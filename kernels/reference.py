@@ -229,15 +229,15 @@ def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights:
     counts = flat.bincount(minlength=gate_up_weight.shape[0]).tolist()
     hit = [expert for expert, count in enumerate(counts) if count]
     sizes = [counts[expert] for expert in hit]
-    if len(flat) > 512:
-        # Many rows: expert by expert, so that what one makes stays in the cache.
+    if len(flat) > 512 and x.dtype != torch.bfloat16:
+        # Many wide rows: expert by expert, so that what one makes stays in the cache.
         out = torch.zeros_like(x, dtype=_wide(x[:0]).dtype)
         scales = weights.flatten()[order][:, None].split(sizes)
         for expert, rows, scale in zip(hit, (order // top_k).split(sizes), scales):
             hidden = swiglu(F.linear(x.index_select(0, rows), gate_up_weight[expert]))
             out.index_add_(0, rows, _wide(F.linear(hidden, down_weight[expert]) * scale))
         return out.to(x.dtype)
-    # Few rows: one operation for all experts wherever that is possible. embedding() gathers rows fastest.
+    # Else one operation for all experts wherever that is possible. embedding() gathers rows fastest.
     rows = F.embedding(order // top_k, x)
     hidden = swiglu(_expert_linear(rows.split(sizes), gate_up_weight, hit))
     out = F.embedding(order.argsort(), _expert_linear(hidden.split(sizes), down_weight, hit))
