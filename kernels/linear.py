@@ -51,7 +51,7 @@ class MatrixTile(NamedTuple):
 # At least five programs, 80 KB in flight, for each of 132 multiprocessors as soon as the weight is large enough; of a
 # larger one more tiles each, because x is read once per program.
 VECTOR_TILES = (
-    VectorTile(2**21, 2048, 1),
+    VectorTile(2**21, 4096, 1),
     VectorTile(2**23, 8192, 1),
     VectorTile(2**24, 8192, 2),
     VectorTile(2**26, 8192, 4),
