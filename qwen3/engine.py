@@ -52,16 +52,15 @@ class LLM:
     where it can run, else reference; one that is asked for by name runs or raises. max_model_len: the longest prompt
     and answer together, in tokens (default: what the model was made for). At most max_num_seqs sequences run together,
     and one step computes at most max_num_batched_tokens prompt tokens. kv_cache=False keeps nothing between steps and
-    recomputes every sequence for every token, for comparison. prefix_caching and cuda_graphs are permissions: there is
-    nothing here yet that uses them, and they never change the tokens. Raises Qwen3Error for everything that a user can
-    mend.
+    recomputes every sequence for every token, for comparison. prefix_caching and cuda_graphs:
+    None or False; True is refused, this version has neither. Raises Qwen3Error for everything that a user can mend.
     """
 
     def __init__(
         self, model: str | Path | None, device: str = "auto", dtype: str = "auto", backend: str = "auto",
         max_model_len: int | None = None, max_num_seqs: int = 256, max_num_batched_tokens: int = 8192,
-        kv_block_size: int = 16, memory_utilization: float = 0.9, prefix_caching: bool = True,
-        cuda_graphs: bool = True, kv_cache: bool = True, progress: bool = False,
+        kv_block_size: int = 16, memory_utilization: float = 0.9, prefix_caching: bool | None = None,
+        cuda_graphs: bool | None = None, kv_cache: bool = True, progress: bool = False,
     ):  # fmt: skip
         for name, value in (
             ("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens),
@@ -69,6 +68,9 @@ class LLM:
         ):  # fmt: skip
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise Qwen3Error(f"{name} is {value!r}: it must be a whole number, 1 or more")
+        for name, value in (("prefix_caching", prefix_caching), ("cuda_graphs", cuda_graphs)):
+            if value:
+                raise Qwen3Error(f"{name} = {value!r} is not supported in this version: leave it out")
         if not 0 < memory_utilization <= 1:
             raise Qwen3Error(f"memory_utilization is {memory_utilization!r}: it must be above 0 and up to 1")
         self.folder = resolve(model)

@@ -86,7 +86,7 @@ def test_stops(llm, alone):
     assert cut.finish_reason == "stop" and cut.text == text[: text.index(text[4:6])]
 
 
-def test_end_of_text_ids(small, llm, alone, monkeypatch):
+def test_end_of_text_ids(llm, alone):
     answer = alone[0].token_ids
     object.__setattr__(llm.config, "eos_token_ids", (answer[3], answer[7]))
     try:
@@ -150,7 +150,8 @@ def test_wrong_prompts(llm, prompt, named):
         ({"device": "tpu"}, "tpu"), ({"device": "cuda:99"}, "cuda:99"), ({"dtype": "int4"}, "int4"),
         ({"backend": "numpy"}, "numpy"), ({"max_model_len": 0}, "max_model_len"), ({"max_model_len": 257}, "257"),
         ({"max_num_seqs": 0}, "max_num_seqs"), ({"kv_block_size": 1.5}, "kv_block_size"),
-        ({"memory_utilization": 0}, "memory_utilization"),
+        ({"memory_utilization": 0}, "memory_utilization"), ({"prefix_caching": True}, "prefix_caching"),
+        ({"cuda_graphs": True}, "cuda_graphs"),
     ],
 )  # fmt: skip
 def test_wrong_options(small, options, named):
