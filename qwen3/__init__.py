@@ -1,6 +1,6 @@
 """A small, readable engine for the Qwen3-MoE family."""
 
-from .engine import LLM
+from .llm import LLM
 from .errors import Qwen3Error
 from .sampling import SamplingParams
 from .sequence import Completion

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 
-from .engine import LLM
+from .llm import LLM
 from .errors import Qwen3Error
 from .sampling import SamplingParams
 

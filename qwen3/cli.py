@@ -8,12 +8,14 @@ from pathlib import Path
 from . import __version__
 from .chat import answer, converse
 from .config import DTYPES
-from .engine import LLM
 from .errors import Qwen3Error
+from .experts import check_expert_stats, write_expert_stats
 from .hub import download
 from .info import describe
 from .jsonl import answer_lines, read_lines, whole_or_nothing
+from .llm import LLM
 from .memory import gigabytes, peak_bytes
+from .roofline import copy_bandwidth, roofline_lines
 from .sampling import SamplingParams
 
 _SAMPLING = (
@@ -106,7 +108,13 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
     engine.add_argument("--backend", default="auto", choices=("auto", "reference", "triton"))
     engine.add_argument("--max-model-len", type=int, metavar="N", help="longest context in tokens")
     engine.add_argument("--no-kv-cache", action="store_true", help="recompute everything for each token, to compare")
-    engine.add_argument("--stats", action="store_true", help="print speeds and peak memory to stderr")
+    engine.add_argument("--no-prefix-caching", action="store_true", help="share nothing between texts that begin alike")
+    engine.add_argument("--no-cuda-graphs", action="store_true", help="launch every kernel of a decode step by itself")
+    engine.add_argument("--stats", action="store_true", help="print speeds, bytes read and peak memory to stderr")
+    engine.add_argument(
+        "--expert-stats", type=Path, metavar="OUT.JSON",
+        help="write each layer's expert load, entropy and distinct experts per step, and a heat map beside it (.png)",
+    )  # fmt: skip
 
 
 def _download(args: argparse.Namespace) -> int:
@@ -158,10 +166,16 @@ def _sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 
 def _load(args: argparse.Namespace) -> LLM:
+    if args.expert_stats:
+        check_expert_stats(args.expert_stats)
     llm = LLM(
         args.repo_id, device=args.device, dtype=args.dtype, backend=args.backend, max_model_len=args.max_model_len,
-        kv_cache=not args.no_kv_cache, progress=sys.stderr.isatty(),
+        kv_cache=not args.no_kv_cache, prefix_caching=False if args.no_prefix_caching else None,
+        cuda_graphs=False if args.no_cuda_graphs else None, progress=sys.stderr.isatty(),
+        expert_stats=args.stats or args.expert_stats is not None,
     )  # fmt: skip
+    if args.expert_stats and llm.stats.experts is None:
+        raise Qwen3Error(f"--expert-stats: {llm.folder} is a dense model and has no experts: leave it out")
     total, active = llm.config.parameters()
     size = f"{total / 1e6:,.1f} M parameters ({active / 1e6:,.1f} M active)"
     print(f"{llm.folder} · {size} · {llm.device} · {str(llm.dtype)[6:]} · {llm.backend}", file=sys.stderr)
@@ -169,14 +183,13 @@ def _load(args: argparse.Namespace) -> LLM:
 
 
 def _print_stats(args: argparse.Namespace, llm: LLM) -> None:
+    if args.expert_stats:
+        write_expert_stats(llm.stats.experts, args.expert_stats)
+        print(f"expert statistics are in {args.expert_stats}", file=sys.stderr)
     if not args.stats:
         return
-    s = llm.stats
     kind = "reserved on the GPU" if llm.device.type == "cuda" else "resident"
-    print(
-        f"prompt: {s.prompt_tokens} tokens, {s.prompt_tokens / max(s.prefill_seconds, 1e-9):,.1f} tokens/s · "
-        f"time to first token: {s.first_token_seconds:.3f} s · "
-        f"generation: {s.decode_tokens} tokens, {s.decode_tokens / max(s.decode_seconds, 1e-9):,.1f} tokens/s · "
-        f"peak memory: {gigabytes(peak_bytes(llm.device))} {kind}",
-        file=sys.stderr,
-    )
+    peak = f"peak memory: {gigabytes(peak_bytes(llm.device))} {kind}"
+    print(f"time to first token: {llm.stats.first_token_seconds:.3f} s · {peak}", file=sys.stderr)
+    for line in roofline_lines(llm.config, llm.dtype, llm.stats, copy_bandwidth(llm.device)):
+        print(line, file=sys.stderr)

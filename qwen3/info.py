@@ -2,7 +2,7 @@
 
 from .checkpoint import weight_bytes
 from .config import ModelConfig
-from .engine import resolve_device, resolve_dtype
+from .device import resolve_device, resolve_dtype
 from .hub import resolve
 from .memory import available_bytes, gigabytes
 

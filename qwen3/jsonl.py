@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .chat import prompt_ids, with_system
-from .engine import LLM
+from .llm import LLM
 from .errors import Qwen3Error
 from .sampling import SamplingParams
 

@@ -25,6 +25,18 @@ def available_bytes(device: torch.device) -> int:
         return available
 
 
+def kv_cache_bytes(device: torch.device, utilization: float, step_bytes: int, sequence_bytes: int) -> int:
+    """How much memory the KV cache may take, the weights being there already.
+
+    On a GPU `utilization` of all memory, less what is in use and the `step_bytes` that a step needs for itself. On a CPU
+    1 GiB, or `sequence_bytes` for one sequence of full length if that is more, and at most `utilization` of what is free.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total * utilization) - (total - free) - step_bytes
+    return min(int(available_bytes(device) * utilization), max(2**30, sequence_bytes))
+
+
 def peak_bytes(device: torch.device) -> int:
     """The most memory that this process has held: on a GPU what PyTorch reserved, else the resident size; 0 if unknown."""
     if device.type == "cuda":

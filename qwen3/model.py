@@ -15,8 +15,8 @@ from .step import Step
 class Qwen3(nn.Module):
     """Decoder-only transformer over a paged KV cache (Qwen3 technical report, 2025).
 
-    Made with empty parameters of `dtype` on `device`: fill them with `checkpoint.load_weights`, or train them. The
-    rotary table has `max_model_len` rows, the longest context in tokens.
+    Made with empty parameters of `dtype` on `device`: fill them with `checkpoint.load_weights` or `random_weights`, or
+    train them. The rotary table has `max_model_len` rows, the longest context in tokens.
     """
 
     def __init__(
@@ -42,6 +42,16 @@ class Qwen3(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, H] -> float32 [N, V]."""
         return self.ops.linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head).float()
+
+
+@torch.no_grad()
+def random_weights(model: Qwen3) -> None:
+    """Fills every parameter where it lies: norms with 1, the rest with normal numbers of deviation 0.02."""
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(std=0.02)
 
 
 def rope_table(config: ModelConfig, length: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import Qwen3Error
+from .step import to_device
 
 if TYPE_CHECKING:
     from .sequence import Sequence
@@ -107,28 +109,49 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
+@dataclass
+class Draws:
+    """What a backend's `sample` needs beside the logits, a value for each of S draws, on the device."""
+
+    temperature: Tensor  # [S] float32
+    top_k: Tensor  # [S] int64, the vocabulary's size keeps all
+    top_p: Tensor  # [S] float32
+    min_p: Tensor  # [S] float32
+    seeds: Tensor  # [S] int64
+    positions: Tensor  # [S] int64, the place in its sequence of each token to be drawn
+
+    @classmethod
+    def of(cls, draws: list[tuple[SamplingParams, int]], vocab_size: int, device: torch.device) -> "Draws":
+        """draws: parameters and position of each."""
+        params = [p for p, _ in draws]
+        floats = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
+        top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params]
+        temperature, top_p, min_p = to_device(floats, device, torch.float32)
+        top_k, seeds, positions = to_device([top_k, [p.seed for p in params], [at for _, at in draws]], device)
+        return cls(temperature, top_k, top_p, min_p, seeds, positions)
+
+
 class Sampler:
-    """Draws one token for each sequence of a batch through a backend's `sample`."""
+    """Draws one token for each sequence of a batch through a backend's `sample`; makes no GPU wait."""
 
     def __init__(self, ops: ModuleType):
         self.ops = ops
 
-    def __call__(self, logits: Tensor, sequences: list["Sequence"]) -> tuple[list[int], list[TokenLogprob | None]]:
-        """logits float32 [S, V], row i for sequences[i] -> the token ids, and the log-probabilities that were asked for."""
-        params = [s.params for s in sequences]
-        device, vocab = logits.device, logits.shape[1]
-        floats = torch.tensor([(p.temperature, p.top_p, p.min_p) for p in params], dtype=torch.float32, device=device)
-        counts = [(p.top_k if 0 < p.top_k < vocab else vocab, p.seed, len(s.token_ids)) for p, s in zip(params, sequences)]
-        temperature, top_p, min_p = floats.t().contiguous()
-        top_k, seeds, positions = torch.tensor(counts, device=device).t().contiguous()
+    def __call__(self, logits: Tensor, draws: Draws, sequences: list["Sequence"]) -> Tensor:
+        """logits float32 [S, V], row i for draw i and sequences[i] -> token ids [S] int64, on the device."""
+        d = draws
         scores = _penalised(logits, sequences)
-        chosen = self.ops.sample(scores, temperature, top_k, top_p, min_p, seeds, positions)
-        token_ids = chosen.tolist()
-        logprobs: list[TokenLogprob | None] = [None] * len(sequences)
-        for row, (p, token) in enumerate(zip(params, token_ids)):
-            if p.logprobs is not None:
-                logprobs[row] = _logprob(logits[row], token, p.logprobs)
-        return token_ids, logprobs
+        return self.ops.sample(scores, d.temperature, d.top_k, d.top_p, d.min_p, d.seeds, d.positions)
+
+    def logprobs(
+        self, logits: Tensor, sequences: list["Sequence"], token_ids: list[int]
+    ) -> list[TokenLogprob | None]:  # fmt: skip
+        """The log-probabilities that each sequence asked for, None for those that asked for none."""
+        wanted = [sequence.params.logprobs for sequence in sequences]
+        return [
+            None if count is None else _logprob(logits[row], token, count)
+            for row, (count, token) in enumerate(zip(wanted, token_ids))
+        ]
 
 
 def _logprob(logits: Tensor, token: int, count: int) -> TokenLogprob:
@@ -145,12 +168,15 @@ def _penalised(logits: Tensor, sequences: list["Sequence"]) -> Tensor:
         if p.repetition_penalty == 1 and p.presence_penalty == 0 and p.frequency_penalty == 0:
             continue
         out = out.clone() if out is logits else out
+        # A token that occurs twice is read and written twice, with the same value.
         if p.repetition_penalty != 1:
-            seen = torch.tensor(sequence.token_ids, device=logits.device).unique()
+            seen = to_device(sequence.token_ids, logits.device)
             values = out[row, seen]
             out[row, seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
         answer = sequence.token_ids[sequence.prompt_length :]
         if answer:
-            ids, counts = torch.tensor(answer, device=logits.device).unique(return_counts=True)
-            out[row, ids] -= p.presence_penalty + p.frequency_penalty * counts
+            counts = Counter(answer)
+            ids = to_device(list(counts), logits.device)
+            counted = to_device(list(counts.values()), logits.device)
+            out[row, ids] -= p.presence_penalty + p.frequency_penalty * counted
     return out

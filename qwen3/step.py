@@ -33,27 +33,37 @@ class Step:
     def of(cls, work: list[tuple["Sequence", int]], block_size: int, device: torch.device | str) -> "Step":
         """The step that computes the next `count` tokens of each (sequence, count), in this order.
 
-        A sequence is a decode when one token is left of it and something is cached; decodes must come first.
+        A sequence is a decode when one token is left of it and something is cached; decodes must come first. A token
+        that is still being drawn is 0 here: fill it in before the step runs.
         """
         token_ids, positions, slot_mapping, ends = [], [], [], [0]
         num_decodes = sum(count == 1 and sequence.computed > 0 for sequence, count in work)
         for sequence, count in work:
             start, stop = sequence.computed, sequence.computed + count
-            token_ids += sequence.token_ids[start:stop]
+            known = sequence.token_ids[start:stop]
+            token_ids += known or [0]
             positions += range(start, stop)
             slot_mapping += slots(sequence.blocks, block_size, start, stop)
             ends.append(ends[-1] + count)
-        used = [-(-(sequence.computed + count) // block_size) for sequence, count in work]
+        lengths = [sequence.computed + count for sequence, count in work]
+        used = [-(-length // block_size) for length in lengths]
         widest = max(used)
         tables = [sequence.blocks[:n] + [0] * (widest - n) for (sequence, _), n in zip(work, used)]
-        ints = torch.tensor([token_ids, positions, slot_mapping], device=device)
+        token_ids, positions, slot_mapping = to_device([token_ids, positions, slot_mapping], device)
         return cls(
-            token_ids=ints[0],
-            positions=ints[1],
-            slot_mapping=ints[2],
+            token_ids=token_ids,
+            positions=positions,
+            slot_mapping=slot_mapping,
             num_decodes=num_decodes,
-            block_tables=torch.tensor(tables, device=device),
-            context_lengths=torch.tensor([sequence.computed + count for sequence, count in work], device=device),
-            query_starts=torch.tensor(ends[num_decodes:], device=device) - num_decodes,
-            last_rows=torch.tensor(ends[1:], device=device) - 1,
+            block_tables=to_device(tables, device),
+            context_lengths=to_device(lengths, device),
+            query_starts=to_device([end - num_decodes for end in ends[num_decodes:]], device),
+            last_rows=to_device([end - 1 for end in ends[1:]], device),
         )
+
+
+def to_device(values: list, device: torch.device | str, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Nested lists as a tensor, copied to a GPU without waiting for what it is doing."""
+    if torch.device(device).type == "cpu":
+        return torch.tensor(values, dtype=dtype)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

@@ -150,7 +150,7 @@ def test_wrong_prompts(llm, prompt, named):
         ({"device": "tpu"}, "tpu"), ({"device": "cuda:99"}, "cuda:99"), ({"dtype": "int4"}, "int4"),
         ({"backend": "numpy"}, "numpy"), ({"max_model_len": 0}, "max_model_len"), ({"max_model_len": 257}, "257"),
         ({"max_num_seqs": 0}, "max_num_seqs"), ({"kv_block_size": 1.5}, "kv_block_size"),
-        ({"memory_utilization": 0}, "memory_utilization"), ({"prefix_caching": True}, "prefix_caching"),
+        ({"memory_utilization": 0}, "memory_utilization"), ({"prefix_caching": True, "kv_cache": False}, "prefix_caching"),
         ({"cuda_graphs": True}, "cuda_graphs"),
     ],
 )  # fmt: skip
@@ -159,16 +159,23 @@ def test_wrong_options(small, options, named):
         LLM(small, **options)
 
 
-def test_out_of_memory_says_how_much_and_what_to_lower(small, llm, monkeypatch):
+def test_out_of_memory_says_how_much_and_what_to_lower(small, monkeypatch):
     monkeypatch.setattr("qwen3.memory.available_bytes", lambda device: 1000)
     with pytest.raises(Qwen3Error, match=r"needs [\d.]+ MB, cpu has 0.0 MB free: .*smaller model"):
         LLM(small, device="cpu")
-    monkeypatch.setattr("qwen3.engine.available_bytes", lambda device: 50_000)
-    with pytest.raises(Qwen3Error, match="KV cache of 41 tokens needs.*lower max_new_tokens"):
-        llm.generate(prompts([17]), GREEDY)
+    monkeypatch.undo()
+    # One page of 16 tokens: 16 * 2 * 3 layers * 2 heads * 32 * 4 bytes = 24,576.
+    monkeypatch.setattr("qwen3.llm.kv_cache_bytes", lambda *arguments: 24_575)
+    with pytest.raises(Qwen3Error, match="the KV cache needs 0.0 MB for 16 tokens.*raise memory_utilization"):
+        LLM(small, device="cpu", dtype="float32")
+    monkeypatch.setattr("qwen3.llm.kv_cache_bytes", lambda *arguments: 2 * 24_576)
+    with pytest.raises(Qwen3Error, match="41 tokens, the KV cache has room for 32: lower max_new_tokens"):
+        LLM(small, device="cpu", dtype="float32").generate(prompts([17]), GREEDY)
 
 
-def test_prompts_that_do_not_fit_together_run_one_after_another(llm, alone, monkeypatch):
-    # Room for 5 pages of 16 tokens: 16 * 2 * 3 layers * 2 heads * 32 * 4 bytes each.
-    monkeypatch.setattr("qwen3.engine.available_bytes", lambda device: int(5 * 24_576 / 0.9) + 1)
-    assert tokens(llm.generate(prompts(), GREEDY)) == tokens(alone)
+def test_prompts_that_do_not_fit_together_take_turns(small, alone, monkeypatch):
+    monkeypatch.setattr("qwen3.llm.kv_cache_bytes", lambda *arguments: 5 * 24_576)
+    llm = LLM(small, device="cpu", dtype="float32")
+    done = llm.generate(prompts(), GREEDY)
+    assert tokens(done) == tokens(alone)
+    assert len(llm.engine.scheduler.pool) == 5 and sum(c.metrics.preemptions for c in done) > 0

@@ -1,0 +1,54 @@
+"""Where a model runs, in which dtype, through which ops."""
+
+import logging
+from types import ModuleType
+
+import torch
+
+import kernels
+
+from .config import DTYPES, ModelConfig
+from .errors import Qwen3Error
+
+log = logging.getLogger("qwen3")
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto", "cpu", "cuda" or "cuda:N"; raises Qwen3Error for one that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise Qwen3Error(f"device {name!r} is unknown: use auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise Qwen3Error(f"device {name!r} is not supported: use auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise Qwen3Error(f"device {name!r} is not available: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu")
+    return device
+
+
+def resolve_dtype(name: str, config: ModelConfig) -> torch.dtype:
+    """ "auto" is the checkpoint's own dtype, bfloat16 where config.json names none."""
+    if name == "auto":
+        return config.dtype or torch.bfloat16
+    if name not in DTYPES:
+        raise Qwen3Error(f"dtype {name!r} is not supported: use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def resolve_backend(name: str, device: torch.device) -> tuple[str, ModuleType]:
+    """The name and the ops of a backend; only "auto" falls back."""
+    if name not in ("auto", *kernels.BACKENDS):
+        raise Qwen3Error(f"backend {name!r} is unknown: use auto, {', '.join(kernels.BACKENDS)}")
+    if name == "auto":
+        if device.type == "cuda":
+            try:
+                return "triton", kernels.backend("triton", device.type)
+            except RuntimeError as error:
+                log.warning("%s; running on the reference backend", error)
+        return "reference", kernels.backend("reference")
+    try:
+        return name, kernels.backend(name, device.type)
+    except RuntimeError as error:
+        raise Qwen3Error(str(error)) from None
