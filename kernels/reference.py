@@ -38,12 +38,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b, not always contiguous; with few rows on a CPU in whichever way reads the weights fastest."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and 0 < x.shape[0] <= 128:
+    rows, in_cache = x.shape[0], weight.numel() <= 2**17
+    if x.device.type == "cpu" and x.dtype == torch.float32 and (1 < rows <= 128 or rows == 1 and not in_cache):
         # W xᵀ reads up to twice as fast as x Wᵀ, and so does a product with two columns than one with a vector.
-        columns = x.t() if x.shape[0] > 1 else torch.cat((x, x)).t()
-        out = torch.mm(weight, columns).t()[: x.shape[0]]
+        columns = x.t() if rows > 1 else torch.cat((x, x)).t()
+        out = torch.mm(weight, columns).t()[:rows]
         return out if bias is None else out + bias
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and 0 < x.shape[0] <= 2:
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and 0 < rows <= 2:
         # oneDNN repacks the weights for every call; PyTorch's own product only reads them, once for each row.
         onednn = torch.backends.mkldnn.enabled
         torch.backends.mkldnn.enabled = False
@@ -128,7 +129,7 @@ def qk_norm_rope_cache(
 
 
 def _gather(caches: tuple[Tensor, Tensor], block_tables: Tensor, length: int) -> tuple[Tensor, ...]:
-    """The first `length` slots of each block table: [num_blocks, Hkv, block_size, D] each -> [S, Hkv, length, D] each."""
+    """The first `length` slots of each table, from two of [num_blocks, Hkv, block_size, D] to two of [S, Hkv, length, D]."""
     num_blocks, kv_heads, block_size, head_dim = caches[0].shape
     blocks = block_tables[:, None, : -(-length // block_size)].long()
     rows = blocks * kv_heads + torch.arange(kv_heads, device=blocks.device)[:, None]
@@ -219,25 +220,28 @@ def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights:
     """
     tokens, top_k = expert_ids.shape
     if tokens == 1:
-        hidden = swiglu(_expert_linear([x] * top_k, gate_up_weight, expert_ids[0].tolist()))
-        return weights @ _expert_linear(hidden.split(1), down_weight, expert_ids[0].tolist())
+        # Nothing to sort and nothing to gather.
+        hit = expert_ids[0].tolist()
+        hidden = swiglu(_expert_linear((x,) * top_k, gate_up_weight, hit))
+        return weights @ _expert_linear(hidden.split(1), down_weight, hit)
     order = expert_ids.flatten().argsort(stable=True)
     counts = expert_ids.flatten().bincount(minlength=gate_up_weight.shape[0]).tolist()
     hit = [expert for expert, count in enumerate(counts) if count]
     sizes = [counts[expert] for expert in hit]
+    pairs = order.argsort().view(tokens, top_k)
     # embedding() gathers rows fastest.
     if len(order) > 512:
-        # Many rows: expert by expert, so that what one makes stays in the cache.
-        rows = (order // top_k).split(sizes)
-        pairs = ((swiglu(F.linear(F.embedding(r, x), gate_up_weight[e])), down_weight[e]) for r, e in zip(rows, hit))
-        out = torch.cat([F.linear(hidden, down) for hidden, down in pairs])
-    else:
-        rows = F.embedding(order // top_k, x)
-        hidden = swiglu(_expert_linear(rows.split(sizes), gate_up_weight, hit))
-        out = _expert_linear(hidden.split(sizes), down_weight, hit)
-    # Gathers the k rows of each token, weighs and sums them wide in one pass, and rounds once.
-    places = order.argsort().view(tokens, top_k)
-    return F.embedding_bag(places, out, per_sample_weights=weights, mode="sum")
+        # Many rows: expert by expert, so that what one makes stays in the cache; gathered and summed wide in one pass.
+        rows = (F.embedding(chosen, x) for chosen in (order // top_k).split(sizes))
+        hidden = (swiglu(F.linear(r, gate_up_weight[e])) for r, e in zip(rows, hit))
+        out = torch.cat([F.linear(h, down_weight[e]) for h, e in zip(hidden, hit)])
+        return F.embedding_bag(pairs, out, per_sample_weights=weights, mode="sum")
+    # Else one operation for all experts wherever that is possible.
+    rows = F.embedding(order // top_k, x)
+    hidden = swiglu(_expert_linear(rows.split(sizes), gate_up_weight, hit))
+    out = _expert_linear(hidden.split(sizes), down_weight, hit)
+    # A row of weights times a matrix of k rows for each token: one pass, summed wide, rounded once.
+    return torch.bmm(weights[:, None], F.embedding(pairs, out))[:, 0]
 
 
 def sample(
