@@ -129,7 +129,7 @@ def qk_norm_rope_cache(
 
 
 def _gather(caches: tuple[Tensor, Tensor], block_tables: Tensor, length: int) -> tuple[Tensor, ...]:
-    """The first `length` slots of each table, from two of [num_blocks, Hkv, block_size, D] to two of [S, Hkv, length, D]."""
+    """The first `length` slots of each table: two of [num_blocks, Hkv, block_size, D] -> two of [S, Hkv, length, D]."""
     num_blocks, kv_heads, block_size, head_dim = caches[0].shape
     blocks = block_tables[:, None, : -(-length // block_size)].long()
     rows = blocks * kv_heads + torch.arange(kv_heads, device=blocks.device)[:, None]
