@@ -38,17 +38,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b, not always contiguous; with few rows on a CPU in whichever way reads the weights fastest."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and 0 < x.shape[0] <= 128:
+    rows, in_cache = x.shape[0], weight.numel() <= 2**17
+    if x.device.type == "cpu" and x.dtype == torch.float32 and (1 < rows <= 128 or rows == 1 and not in_cache):
         # W xᵀ reads up to twice as fast as x Wᵀ, and so does a product with two columns than one with a vector.
-        columns = x.t() if x.shape[0] > 1 else torch.cat((x, x)).t()
-        out = torch.mm(weight, columns).t()[: x.shape[0]]
+        columns = x.t() if rows > 1 else torch.cat((x, x)).t()
+        out = torch.mm(weight, columns).t()[:rows]
         return out if bias is None else out + bias
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[0] == 1:
-        # oneDNN repacks the weights for every call; PyTorch's own matrix-vector product only reads them.
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and 0 < rows <= 2:
+        # oneDNN repacks the weights for every call; PyTorch's own product only reads them, once for each row.
         onednn = torch.backends.mkldnn.enabled
         torch.backends.mkldnn.enabled = False
         try:
-            return (torch.mv(weight, x[0]) if bias is None else torch.addmv(bias, weight, x[0]))[None]
+            return F.linear(x, weight, bias)
         finally:
             torch.backends.mkldnn.enabled = onednn
     return F.linear(x, weight, bias)
@@ -64,9 +65,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x [..., H], weight [H] -> [..., H] in x's dtype.
     """
-    wide = _wide(x)
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale).to(x.dtype) * weight
+    return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -116,10 +115,10 @@ def qk_norm_rope_cache(
     _, kv_heads, block_size, head_dim = key_cache.shape
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     q_heads = heads.shape[1] - 2 * kv_heads
-    q, k, v = heads.split((q_heads, kv_heads, kv_heads), dim=1)
-    # One rotation for q and k together: fewer, larger operations.
-    qk = rope(torch.cat((rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)), dim=1), positions, rope_table)
-    q, k = qk.split((q_heads, kv_heads), dim=1)
+    qk, v = heads.split((q_heads + kv_heads, kv_heads), dim=1)
+    # One norm and one rotation for q and k together: fewer, larger operations.
+    weight = torch.cat((q_weight.expand(q_heads, -1), k_weight.expand(kv_heads, -1)))
+    q, k = rope(rms_norm(qk, weight, eps), positions, rope_table).split((q_heads, kv_heads), dim=1)
     if slot_mapping.numel() and int(slot_mapping.min()) < 0:
         kept = slot_mapping >= 0
         slot_mapping, k, v = slot_mapping[kept], k[kept], v[kept]
@@ -129,14 +128,13 @@ def qk_norm_rope_cache(
     return q
 
 
-def _gather(cache: Tensor, block_tables: Tensor) -> Tensor:
-    """Blocks in reading order. cache [num_blocks, Hkv, block_size, D], block_tables [S, n] -> [S, Hkv, n * block_size, D]."""
-    num_blocks, kv_heads, block_size, head_dim = cache.shape
-    sequences, n = block_tables.shape
-    head = torch.arange(kv_heads, device=cache.device)
-    rows = block_tables.long()[:, None, :] * kv_heads + head[None, :, None]
-    pages = F.embedding(rows, cache.view(num_blocks * kv_heads, block_size * head_dim))
-    return pages.view(sequences, kv_heads, n * block_size, head_dim)
+def _gather(caches: tuple[Tensor, Tensor], block_tables: Tensor, length: int) -> tuple[Tensor, ...]:
+    """The first `length` slots of each table: two of [num_blocks, Hkv, block_size, D] -> two of [S, Hkv, length, D]."""
+    num_blocks, kv_heads, block_size, head_dim = caches[0].shape
+    blocks = block_tables[:, None, : -(-length // block_size)].long()
+    rows = blocks * kv_heads + torch.arange(kv_heads, device=blocks.device)[:, None]
+    pages = (F.embedding(rows, cache.view(num_blocks * kv_heads, block_size * head_dim)) for cache in caches)
+    return tuple(p.view(len(rows), kv_heads, -1, head_dim)[:, :, :length] for p in pages)
 
 
 def decode_attention(
@@ -148,14 +146,12 @@ def decode_attention(
     the query token; length 0 gives zeros -> [S, Hq, D]. Query head h reads key/value head h // (Hq / Hkv).
     """
     sequences, q_heads, head_dim = q.shape
-    _, kv_heads, block_size, _ = key_cache.shape
+    kv_heads = key_cache.shape[1]
     lengths = context_lengths.tolist()
     longest = max(lengths, default=0)
     if longest == 0:
         return torch.zeros_like(q)
-    blocks = block_tables[:, : -(-longest // block_size)]
-    keys = _gather(key_cache, blocks)[:, :, :longest]
-    values = _gather(value_cache, blocks)[:, :, :longest]
+    keys, values = _gather((key_cache, value_cache), block_tables, longest)
     mask = None
     if min(lengths) < longest:
         mask = torch.arange(longest, device=q.device) < context_lengths[:, None]
@@ -180,14 +176,13 @@ def prefill_attention(
     q [T, Hq, D]: the queries of sequence s are rows query_starts[s] to query_starts[s + 1], and they are the last of
     its context_lengths[s] tokens. query_starts [S + 1], block_tables [S, max_blocks] -> [T, Hq, D].
     """
-    _, kv_heads, block_size, _ = key_cache.shape
+    kv_heads = key_cache.shape[1]
     starts = query_starts.tolist()
     outs = []
     for s, length in enumerate(context_lengths.tolist()):
         queries = q[starts[s] : starts[s + 1]].transpose(0, 1)[None]
         n = queries.shape[2]
-        blocks = block_tables[s : s + 1, : -(-length // block_size)]
-        keys, values = (_gather(c, blocks)[:, :, :length] for c in (key_cache, value_cache))
+        keys, values = _gather((key_cache, value_cache), block_tables[s : s + 1], length)
         mask = None
         if n < length:
             mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
@@ -224,25 +219,29 @@ def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights:
     sorted by expert so that each expert that is hit is one pair of matmuls over contiguous rows.
     """
     tokens, top_k = expert_ids.shape
-    flat = expert_ids.flatten()
-    order = flat.argsort(stable=True)
-    counts = flat.bincount(minlength=gate_up_weight.shape[0]).tolist()
+    if tokens == 1:
+        # Nothing to sort and nothing to gather.
+        hit = expert_ids[0].tolist()
+        hidden = swiglu(_expert_linear((x,) * top_k, gate_up_weight, hit))
+        return weights @ _expert_linear(hidden.split(1), down_weight, hit)
+    order = expert_ids.flatten().argsort(stable=True)
+    counts = expert_ids.flatten().bincount(minlength=gate_up_weight.shape[0]).tolist()
     hit = [expert for expert, count in enumerate(counts) if count]
     sizes = [counts[expert] for expert in hit]
-    if len(flat) > 512 and x.dtype != torch.bfloat16:
-        # Many wide rows: expert by expert, so that what one makes stays in the cache.
-        out = torch.zeros_like(x, dtype=_wide(x[:0]).dtype)
-        scales = weights.flatten()[order][:, None].split(sizes)
-        for expert, rows, scale in zip(hit, (order // top_k).split(sizes), scales):
-            hidden = swiglu(F.linear(x.index_select(0, rows), gate_up_weight[expert]))
-            out.index_add_(0, rows, _wide(F.linear(hidden, down_weight[expert]) * scale))
-        return out.to(x.dtype)
-    # Else one operation for all experts wherever that is possible. embedding() gathers rows fastest.
+    pairs = order.argsort().view(tokens, top_k)
+    # embedding() gathers rows fastest.
+    if len(order) > 512:
+        # Many rows: expert by expert, so that what one makes stays in the cache; gathered and summed wide in one pass.
+        rows = (F.embedding(chosen, x) for chosen in (order // top_k).split(sizes))
+        hidden = (swiglu(F.linear(r, gate_up_weight[e])) for r, e in zip(rows, hit))
+        out = torch.cat([F.linear(h, down_weight[e]) for h, e in zip(hidden, hit)])
+        return F.embedding_bag(pairs, out, per_sample_weights=weights, mode="sum")
+    # Else one operation for all experts wherever that is possible.
     rows = F.embedding(order // top_k, x)
     hidden = swiglu(_expert_linear(rows.split(sizes), gate_up_weight, hit))
-    out = F.embedding(order.argsort(), _expert_linear(hidden.split(sizes), down_weight, hit))
+    out = _expert_linear(hidden.split(sizes), down_weight, hit)
     # A row of weights times a matrix of k rows for each token: one pass, summed wide, rounded once.
-    return torch.bmm(weights[:, None], out.view(tokens, top_k, -1))[:, 0]
+    return torch.bmm(weights[:, None], F.embedding(pairs, out))[:, 0]
 
 
 def sample(

@@ -122,11 +122,12 @@ def test_rms_norm_rounds_before_the_weight():
     assert torch.equal(got[1], x) and torch.equal(got[2], ops.rms_norm(x, weight, 1e-6))
 
 
-# 1: counts twice; 128 and 129: on both sides of the change from W xᵀ to x Wᵀ.
-@pytest.mark.parametrize("rows", [1, 2, 9, 128, 129])
+# 1: counts twice where the matrix is large; 2 and 3: with and without oneDNN; 128 and 129: from W xᵀ to x Wᵀ.
+@pytest.mark.parametrize("rows", [1, 2, 3, 128, 129])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_linear_is_torch_linear(rows, dtype):
-    x, weight, bias = torch.randn(rows, 40).to(dtype), torch.randn(24, 40).to(dtype), torch.randn(24).to(dtype)
+@pytest.mark.parametrize("outputs", [24, 3300])
+def test_linear_is_torch_linear(rows, dtype, outputs):
+    x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((rows, 40), (outputs, 40), (outputs,)))
     torch.testing.assert_close(ops.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
     torch.testing.assert_close(ops.linear(x, weight), torch.nn.functional.linear(x, weight))
 
@@ -147,15 +148,20 @@ def test_route(renormalise):
     [(1, 8, 2), (3, 16, 4), (40, 4, 2), (5, 4, 1), (128, 8, 4), (129, 8, 4)],
 )
 def test_moe_experts(tokens, experts, top_k):
-    x = torch.randn(tokens, 12, dtype=torch.float64)
-    gate_up, down = (torch.randn(experts, *s, dtype=torch.float64) for s in ((2 * 10, 12), (12, 10)))
-    weights, ids = ops.route(torch.randn(tokens, experts, dtype=torch.float64), top_k, True)
+    shapes = (tokens, 12), (experts, 2 * 10, 12), (experts, 12, 10), (tokens, experts)
+    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    x, gate_up, down, router_logits = inputs
+    weights, ids = ops.route(router_logits, top_k, True)
     expected = torch.zeros_like(x)
     for t in range(tokens):
         for weight, e in zip(weights[t], ids[t]):
             gate, up = (gate_up[e] @ x[t]).chunk(2)
             expected[t] += weight * (down[e] @ (gate * gate.sigmoid() * up))
-    torch.testing.assert_close(ops.moe_experts(x, gate_up, down, weights, ids), expected)
+    out, above = ops.moe_experts(x, gate_up, down, weights, ids), torch.randn(tokens, 12, dtype=torch.float64)
+    torch.testing.assert_close(out, expected)
+    gradients = (torch.autograd.grad(y, inputs, above, retain_graph=True) for y in (out, expected))
+    for got, wanted in zip(*gradients):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_moe_experts_all_tokens_to_the_same_expert():
