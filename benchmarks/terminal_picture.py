@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    options = {"--prompt": args.prompt, "--dtype": "float32", "--seed": args.seed, "--max-new-tokens": args.max_new_tokens}
-    result = record(["generate", *(str(word) for pair in options.items() for word in pair), "--stats"])
+    command = ["generate", "--prompt", args.prompt, "--dtype", "float32", "--seed", str(args.seed)]
+    result = record([*command, "--max-new-tokens", str(args.max_new_tokens), "--stats"])
     save("terminal", result)
     draw(result, PICTURE)
     print(f"drawn to {PICTURE}")
@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> None:
 def record(arguments: list[str]) -> dict:
     """Runs `qwen3 ARGUMENTS` in an empty folder, so with the embedded model unless another one is named.
 
-    Returns the command, the machine and the events: stream ("stdout" or "stderr"), seconds since the first output, text. Paths into
-    this repository are made relative to it. Raises RuntimeError with what was printed when the command fails.
+    Returns the command, the machine and the events: stream ("stdout" or "stderr"), seconds since the first output,
+    text. Paths into this repository are made relative to it. Raises RuntimeError with what was printed when the command
+    fails.
     """
     command = [sys.executable, "-m", "qwen3", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}

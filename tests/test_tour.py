@@ -38,7 +38,8 @@ def test_every_cell_runs():
 
 def test_a_cell_that_raises_is_noticed(tmp_path):
     notebook = tmp_path / "broken.ipynb"
-    notebook.write_text(json.dumps({"cells": [{"cell_type": "code", "source": [line]} for line in ("x = 1", "assert x == 2")]}))
+    broken = [{"cell_type": "code", "source": [line]} for line in ("x = 1", "assert x == 2")]
+    notebook.write_text(json.dumps({"cells": broken}))
     finished = run(notebook)
     assert finished.returncode == 1 and 'File "cell 1"' in finished.stderr
 
