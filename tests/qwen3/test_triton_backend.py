@@ -9,6 +9,7 @@ triton = pytest.importorskip("triton")
 from qwen3 import LLM, SamplingParams  # noqa: E402
 
 from .conftest import write_checkpoint  # noqa: E402
+from .test_invariance import record_decodes  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # One token; one that is not a multiple of anything; above the 8 and 16 tokens to which the small paths go.
@@ -101,6 +102,22 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def test_batch_chunks_prefix_hits_and_recorded_decodes_give_the_tokens_of_the_reference(tmp_path):
+    """Prompts that begin alike, in chunks of seven tokens beside decodes, then again from the cache, recorded."""
+    write_checkpoint(tmp_path, num_hidden_layers=1)
+    texts = [[*range(9, 29), i] for i in range(3)] + [[5]]
+    params = SamplingParams(max_new_tokens=4, temperature=0)
+    reference = LLM(tmp_path, device=DEVICE, dtype="float32", backend="reference", prefix_caching=False)
+    expected = [reference.generate([text], params)[0].token_ids for text in texts]
+    llm = LLM(tmp_path, device=DEVICE, dtype="float32", backend="triton", max_num_batched_tokens=7, max_num_seqs=6)
+    assert [c.token_ids for c in llm.generate(texts, params)] == expected
+    if DEVICE == "cpu":
+        record_decodes(llm)
+    again = llm.generate(texts, params)
+    assert [c.token_ids for c in again] == expected
+    assert [c.metrics.cached_prompt_tokens for c in again] == [16, 16, 16, 0]
+
+
 def layer_launches(tmp_path, monkeypatch, tokens):
     """The launches of the second of two layers, at a step that decodes (one token) or prefills."""
     write_checkpoint(tmp_path, num_hidden_layers=2)
@@ -125,3 +142,47 @@ def test_a_decode_step_makes_nine_launches_per_layer(tmp_path, monkeypatch):
     assert len(decode) <= 9
     # 20 tokens are too many for the paths that are made for few.
     assert len(prefill) <= 12
+
+
+# What would make the host wait for a GPU: reading a value, or a shape that depends on values.
+WAITING = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "bincount", "masked_select", "equal"}
+
+
+def test_a_decode_step_waits_only_for_the_drawn_tokens(tmp_path, monkeypatch):
+    """Model, logits, penalties, draw and the next step's inputs: nothing in between reads a value."""
+    write_checkpoint(tmp_path, num_hidden_layers=1)
+    engine = (llm := LLM(tmp_path, device=DEVICE, dtype="bfloat16", backend="triton", max_num_seqs=4)).engine
+    monkeypatch.setattr(Launches, "FREE", Launches.FREE - WAITING)
+    seen, prepared = set(), []
+
+    def watch(function):
+        def watched(*args):
+            with monkeypatch.context() as patch, Launches(patch) as launches:
+                out = function(*args)
+            seen.update(launches.names)
+            return out
+
+        return watched
+
+    prepare = watch(engine._prepare)
+    monkeypatch.setattr(engine, "_launch", watch(engine._launch))
+    monkeypatch.setattr(engine, "sampler", Watched(engine.sampler, watch(engine.sampler)))
+    monkeypatch.setattr(engine, "_prepare", lambda work: (prepare(work), prepared.append(engine._prepared is not None)))
+    params = SamplingParams(
+        max_new_tokens=4, temperature=0.8, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1,
+        frequency_penalty=0.1, ignore_eos=True,
+    )  # fmt: skip
+    llm.generate([[1, 2, 3], [4, 5]], params)
+    # The fourth step draws the last token.
+    assert prepared == [True, True, True, False]
+    assert "decode_split_kernel" in seen and not seen & WAITING
+
+
+class Watched:
+    """A sampler whose draw is watched."""
+
+    def __init__(self, sampler, draw):
+        self.logprobs, self._draw = sampler.logprobs, draw
+
+    def __call__(self, *args):
+        return self._draw(*args)
