@@ -40,13 +40,12 @@ class Scheduler:
 
     def schedule(self) -> Work:
         """The work of the next step, decodes first; its tokens count as cached for whoever is admitted after them."""
-        work, left, preempted = [], self.max_num_batched_tokens, False
+        work, left = [], self.max_num_batched_tokens
         pool, running = self.pool, self.running
         while left and len(work) < len(running):
             sequence = running[len(work)]
             count = min(left, len(sequence.token_ids) - sequence.computed)
             while not pool.grow(sequence, sequence.computed + count):
-                preempted = True
                 self._preempt(running.pop())
                 if not sequence.blocks:
                     break
@@ -54,7 +53,7 @@ class Scheduler:
                 pool.publish(sequence, sequence.computed + count)
                 work.append((sequence, count))
                 left -= count
-        while left and self.waiting and not preempted and len(running) < self.max_num_seqs:
+        while left and self.waiting and len(running) < self.max_num_seqs:
             sequence = self.waiting[0]
             if not self._admit(sequence):
                 break
@@ -83,7 +82,6 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue, to be recomputed; its text stays, its blocks go."""
         self.pool.release(sequence)
-        sequence.computed = 0
         sequence.preemptions += 1
         self.waiting.appendleft(sequence)
 

@@ -211,6 +211,15 @@ def test_requests_that_arrive_together_share_what_the_first_of_them_computes():
     Pages(pool).run(scheduler, work)
 
 
+def test_decodes_come_first_even_after_a_prompt_of_one_token():
+    pool = BlockPool(64, 4)
+    scheduler = Scheduler(pool, 8, 100)
+    requests = [sequence(tokens) for tokens in ([*range(1, 17), 1], [9], [*range(1, 17), 2])]
+    for request in requests:
+        scheduler.add(request)
+    assert [requests.index(q) for q, _ in scheduler.schedule()] == [2, 0, 1]
+
+
 def test_the_least_recently_used_end_of_a_text_is_evicted_first():
     pool = BlockPool(8, 2)
     scheduler, pages = Scheduler(pool, 8, 100), Pages(pool)
