@@ -77,19 +77,14 @@ def settings_of(args: argparse.Namespace) -> dict:
 
 
 def windows(llm: LLM, count: int, tokens: int, seed: int) -> list[list[int]]:
-    """`count` stretches of `tokens` tokens, each from another held-out file. Raises Qwen3Error when there are fewer."""
-    texts = read_sources()[1]
-    generator = random.Random(seed)
-    generator.shuffle(texts)
+    """`count` stretches of `tokens` tokens of the held-out files, none overlapping. Raises Qwen3Error for too many."""
     found = []
-    for text in texts:
+    for text in read_sources()[1]:
         ids = llm.tokenizer.encode(text)
-        if len(ids) >= tokens and len(found) < count:
-            start = generator.randrange(len(ids) - tokens + 1)
-            found.append(ids[start : start + tokens])
+        found += [ids[start : start + tokens] for start in range(0, len(ids) - tokens + 1, tokens)]
     if len(found) < count:
-        raise Qwen3Error(f"only {len(found)} held-out files have {tokens} tokens: ask for fewer or shorter windows")
-    return found
+        raise Qwen3Error(f"the held-out files have {len(found)} windows of {tokens} tokens, {count} are asked for")
+    return random.Random(seed).sample(found, count)
 
 
 def uniform_distinct(experts: int, top_k: int, tokens: int) -> float:

@@ -15,7 +15,7 @@ from qwen3.config import ModelConfig
 from qwen3.model import rope_table
 
 BLOCK_SIZE = 16
-GATE_TOKENS = 4  # tokens of experts and of a prefill that are compared with float64: all would take gigabytes
+GATE_TOKENS = 8  # of experts and of a prefill are compared with float64: all would take gigabytes
 MAX_DECODE_TOKENS = 2**19  # of context in one decode: eager attention copies its keys once for each query head
 
 
@@ -118,7 +118,7 @@ class Maker:
     def add_norm_linear(self, T: int, weight: Tensor) -> OpCase:
         N, H = weight.shape
         inputs = self.normal(T, H), self.normal(T, H), self.norm_weight(H), self.config.rms_norm_eps, weight
-        moved = self.size * (N * H + H + 5 * T * H + T * N)
+        moved = self.size * (N * H + H + 4 * T * H + T * N)
         return OpCase("add_norm_linear", f"qkv, {T} tokens", inputs, moved, 2 * T * N * H, eager_add_norm_linear, (1,))
 
     def linear(self, T: int, weight: Tensor) -> OpCase:
@@ -166,7 +166,7 @@ class Maker:
         flops = 2 * c.q_size * T * (T + 1)
         return OpCase(
             "prefill_attention", f"{T} tokens", inputs, moved, flops, eager_prefill_attention,
-            compared=lambda inputs, output: [output[-GATE_TOKENS:]], exact=exact_prefill_attention,
+            compared=lambda inputs, output: [output[gate_rows(output)]], exact=exact_prefill_attention,
         )  # fmt: skip
 
     def swiglu(self, T: int) -> OpCase:
@@ -190,7 +190,7 @@ class Maker:
         moved = self.size * (hit * 3 * H * I + 2 * T * H + T * k) + 8 * T * k
         return OpCase(
             "moe_experts", f"{T} tokens, {hit} experts hit", (self.normal(T, H), gate_up, down, weights, ids), moved,
-            6 * T * k * H * I, eager_moe_experts, compared=lambda inputs, output: [output[:GATE_TOKENS]],
+            6 * T * k * H * I, eager_moe_experts, compared=lambda inputs, output: [output[gate_rows(output)]],
             exact=exact_moe_experts,
         )  # fmt: skip
 
@@ -266,17 +266,23 @@ def eager_moe_experts(x, gate_up_weight, down_weight, weights, expert_ids):
     return out.to(x.dtype)
 
 
+def gate_rows(x: Tensor) -> Tensor:
+    """Up to GATE_TOKENS rows of x from its first to its last."""
+    return torch.linspace(0, len(x) - 1, min(GATE_TOKENS, len(x)), device=x.device).long()
+
+
 def exact_moe_experts(inputs: tuple) -> list[Tensor]:
-    """The first GATE_TOKENS tokens in float64, with the weights of their experts alone."""
+    """Some tokens in float64, with the weights of their experts alone."""
     x, gate_up, down, weights, ids = inputs
-    hit, renumbered = ids[:GATE_TOKENS].unique(return_inverse=True)
-    rows = x[:GATE_TOKENS].double(), gate_up[hit].double(), down[hit].double(), weights[:GATE_TOKENS].double()
-    return [reference.moe_experts(*rows, renumbered)]
+    rows = gate_rows(x)
+    hit, renumbered = ids[rows].unique(return_inverse=True)
+    wide = x[rows].double(), gate_up[hit].double(), down[hit].double(), weights[rows].double()
+    return [reference.moe_experts(*wide, renumbered)]
 
 
 def exact_prefill_attention(inputs: tuple) -> list[Tensor]:
-    """The last GATE_TOKENS queries in float64."""
-    q, keys, values, tables, starts, lengths, scale = inputs
-    rows = q[-GATE_TOKENS:].double()
-    starts = torch.tensor([0, len(rows)], device=q.device)
-    return [reference.prefill_attention(rows, keys.double(), values.double(), tables, starts, lengths, scale)]
+    """Some queries in float64, each as a decode over what lies before it."""
+    q, keys, values, tables, _, _, scale = inputs
+    rows = gate_rows(q)
+    tables = tables.expand(len(rows), -1)
+    return [reference.decode_attention(q[rows].double(), keys.double(), values.double(), tables, rows + 1, scale)]
