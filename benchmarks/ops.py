@@ -73,7 +73,9 @@ def sides(case: OpCase, device: str) -> dict[str, Callable]:
     if case.eager:
         found["eager"] = case.eager
     if device == "cuda":
-        found["compiled"] = torch.compile(case.eager or reference)
+        # Without this, the ninth shape of a function would run uncompiled.
+        torch.compiler.reset()
+        found["compiled"] = torch.compile(case.eager or reference, dynamic=False)
         found["triton"] = getattr(kernels.backend("triton"), case.op)
         found |= library_sides(case.op, case.inputs)
     return found

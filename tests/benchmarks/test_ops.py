@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import kernels
 from benchmarks import ops, ops_cases
 from kernels import reference
 from qwen3.config import ModelConfig
@@ -18,8 +19,8 @@ DENSE = ModelConfig(
 )  # fmt: skip
 
 
-def all_cases(config=MOE, dtype=torch.bfloat16, tokens=5, context=37):
-    return {case.op: case for case in ops_cases.cases(config, [tokens], [context], dtype, "cpu")}
+def all_cases(config=MOE, dtype=torch.bfloat16, tokens=5, context=37, device="cpu"):
+    return {case.op: case for case in ops_cases.cases(config, [tokens], [context], dtype, device)}
 
 
 def check(case, function):
@@ -38,6 +39,13 @@ def test_eager_forms_keep_the_contract(op, dtype):
     assert check(case, getattr(reference, op))["within"]
     if case.eager:
         assert check(case, case.eager) == {"within": True, "error_ratio": pytest.approx(1, abs=1.1)}
+
+
+@pytest.mark.parametrize("op", all_cases())
+def test_triton_keeps_the_contract(op):
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert check(all_cases(device=device)[op], getattr(kernels.backend("triton", device), op))["within"]
 
 
 @pytest.mark.parametrize("op", all_cases())
