@@ -24,7 +24,7 @@ from .experts import settings_of, windows
 from .serve import percentile
 
 PROMPT_TOKENS, NEW_TOKENS = (16, 256), (16, 128)
-TAIL_TOKENS = (16, 64)
+TAIL_TOKENS, PREFIX_NEW_TOKENS = (16, 64), 4
 # Candidates for the tokens of one step of transformers.
 BATCH_TOKENS = (128, 512, 2048)
 PAGE_SIZE = 256
@@ -66,7 +66,10 @@ class Requests:
 
 
 def run(args: argparse.Namespace) -> None:
-    llm = LLM(args.model, dtype="float32", max_num_seqs=args.max_num_seqs, prefix_caching=False)
+    longest = PROMPT_TOKENS[1] + NEW_TOKENS[1]
+    llm = LLM(
+        args.model, dtype="float32", max_num_seqs=args.max_num_seqs, max_model_len=longest, prefix_caching=False
+    )  # fmt: skip
     requests = make_requests(llm, args.requests, args.seed)
     theirs = Transformers(args.model, llm.device, args.max_num_seqs, requests)
     sides = {
@@ -202,7 +205,8 @@ def batching_figures(sides: dict[str, Callable[[], Result]], rounds: int) -> lis
 
 def prefix_figures(args: argparse.Namespace) -> dict:
     """Time to the first token of prompts that begin alike; the first of them, which fills the cache, is not counted."""
-    llms = {name: LLM(args.model, dtype="float32", prefix_caching=on) for name, on in (("with", True), ("without", False))}
+    options = {"dtype": "float32", "max_num_seqs": 1, "max_model_len": args.system_tokens + TAIL_TOKENS[1] + PREFIX_NEW_TOKENS}
+    llms = {name: LLM(args.model, prefix_caching=on, **options) for name, on in (("with", True), ("without", False))}
     generator = random.Random(args.seed)
     system, *tails = windows(llms["with"], 9, max(args.system_tokens, TAIL_TOKENS[1]), args.seed)
     prompts = [
@@ -211,7 +215,7 @@ def prefix_figures(args: argparse.Namespace) -> dict:
     answers: dict[str, list[list[int]]] = {name: [] for name in llms}
 
     def next_request(name: str) -> float:
-        params = SamplingParams(max_new_tokens=4, temperature=0, ignore_eos=True)
+        params = SamplingParams(max_new_tokens=PREFIX_NEW_TOKENS, temperature=0, ignore_eos=True)
         answer = llms[name].generate([prompts[len(answers[name])]], params)[0]
         answers[name].append(answer.token_ids)
         return answer.metrics.time_to_first_token

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    llm = LLM(args.model)
+    llm = LLM(args.model, max_num_seqs=1)
     config = llm.config
     if not config.num_experts:
         raise Qwen3Error(f"{args.model} has no experts: choose a mixture of experts")

@@ -50,7 +50,10 @@ class Request:
 
 
 def run(args: argparse.Namespace) -> None:
-    llm = LLM(args.model, dtype="float32", max_num_seqs=args.max_num_seqs, prefix_caching=False)
+    longest = PROMPT_TOKENS[1] + NEW_TOKENS[1]
+    llm = LLM(
+        args.model, dtype="float32", max_num_seqs=args.max_num_seqs, max_model_len=longest, prefix_caching=False
+    )  # fmt: skip
     texts = windows(llm, min(args.requests, 16), 2 * PROMPT_TOKENS[1], args.seed)
     figures = []
     for rate in args.rates:

@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     figures = []
     for dtype in args.dtypes:
         # "auto" decides on the device once, for both sides.
-        reference = LLM(args.model, device=args.device, dtype=dtype, backend="reference")
+        options = {"device": args.device, "dtype": dtype, "max_num_seqs": 1}
+        reference = LLM(args.model, backend="reference", **options)
         backends = ["reference"] + ["triton"] * triton_runs(reference.device)
         interpreted = "triton" in backends and reference.device.type == "cpu"
         token_ids = windows(reference, 1, args.tokens or (INTERPRETED_TOKENS if interpreted else 256), args.seed)[0]
         peer = load_peer(args.model, reference.device, dtype, token_ids)
         for backend in backends:
-            same = backend == "reference"
-            llm = reference if same else LLM(args.model, device=args.device, dtype=dtype, backend=backend)
+            llm = reference if backend == "reference" else LLM(args.model, backend=backend, **options)
             rows = compare(trace_ours(llm, token_ids), peer, dtype)
             print_table(f"{args.model} in {dtype}, {backend} beside transformers, {len(token_ids)} tokens", rows)
             figures += [{"dtype": dtype, "backend": backend} | row for row in rows]
