@@ -2,8 +2,8 @@
 
 The same requests, all handed in at once, to the engine; to the engine as a static batch, where the next group starts
 when the whole last group has ended; and to transformers' continuous batching, at whichever tokens per step are fastest.
-Then requests with a common system prompt, one after the other, with prefix caching and without. Every side must give the
-same greedy tokens (float32) before anything is timed.
+Then requests with a common system prompt, one after the other, with prefix caching and without. Every side must give
+the same greedy tokens (float32), or nothing is recorded.
 """
 
 import argparse
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
     }
     figures = batching_figures(sides, args.rounds)
     for row in figures:
-        print(f"{row['side']:13} {row['tokens_per_second']:8.1f} tokens/s ({row['speed_of_static']:.2f} of static), first "
-              f"token p50 {row['first_token_p50_ms']:.0f} ms, p99 {row['first_token_p99_ms']:.0f} ms")  # fmt: skip
+        print(f"{row['side']:13} {row['tokens_per_second']:8.1f} tokens/s ({row['speed_of_static']:.2f} of static), "
+              f"first token p50 {row['first_token_p50_ms']:.0f} ms, p99 {row['first_token_p99_ms']:.0f} ms")  # fmt: skip
     shared = prefix_figures(args)
     print(f"{args.system_tokens} shared tokens: a first token after {shared['with_median_ms']:.1f} ms, without prefix "
           f"caching {shared['without_median_ms']:.1f} ms, {shared['ratio']:.1f} times as long")  # fmt: skip
@@ -128,7 +128,7 @@ class Transformers:
         try:
             import transformers
         except ImportError:
-            raise Qwen3Error("batching compares with transformers, which is not installed: pip install transformers") from None
+            raise Qwen3Error("batching needs transformers, which is not installed: pip install transformers") from None
         transformers.utils.logging.disable_progress_bar()
         self.library, self.max_num_seqs = transformers, max_num_seqs
         model = transformers.AutoModelForCausalLM.from_pretrained(resolve(name), dtype=torch.float32)
@@ -153,7 +153,8 @@ class Transformers:
             max_requests_per_batch=self.max_num_seqs,
             allow_block_sharing=False,
         )
-        greedy = self.library.GenerationConfig(max_new_tokens=max(requests.new_tokens), do_sample=False, eos_token_id=-1)
+        most = max(requests.new_tokens)
+        greedy = self.library.GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=-1)
         # Its stop waits up to `timeout` seconds for a thread; that is not timed.
         with self.model.continuous_batching_context_manager(
             generation_config=greedy, continuous_batching_config=config, block=True, timeout=5
@@ -176,7 +177,7 @@ class Transformers:
 
 
 def batching_figures(sides: dict[str, Callable[[], Result]], rounds: int) -> list[dict]:
-    """One row for each side, "static" among them. Raises RuntimeError, before timing, unless all give the same tokens."""
+    """One row for each side, "static" among them. Raises RuntimeError, before timing, where tokens differ."""
     gate = {name: run() for name, run in sides.items()}
     expected = gate["static"].token_ids
     for name, result in gate.items():
@@ -205,12 +206,14 @@ def batching_figures(sides: dict[str, Callable[[], Result]], rounds: int) -> lis
 
 def prefix_figures(args: argparse.Namespace) -> dict:
     """Time to the first token of prompts that begin alike; the first of them, which fills the cache, is not counted."""
-    options = {"dtype": "float32", "max_num_seqs": 1, "max_model_len": args.system_tokens + TAIL_TOKENS[1] + PREFIX_NEW_TOKENS}
+    longest = args.system_tokens + TAIL_TOKENS[1] + PREFIX_NEW_TOKENS
+    options = {"dtype": "float32", "max_num_seqs": 1, "max_model_len": longest}
     llms = {name: LLM(args.model, prefix_caching=on, **options) for name, on in (("with", True), ("without", False))}
     generator = random.Random(args.seed)
     system, *tails = windows(llms["with"], 9, max(args.system_tokens, TAIL_TOKENS[1]), args.seed)
     prompts = [
-        system[: args.system_tokens] + tails[i % len(tails)][: generator.randint(*TAIL_TOKENS)] for i in range(args.sharing)
+        system[: args.system_tokens] + tails[i % len(tails)][: generator.randint(*TAIL_TOKENS)]
+        for i in range(args.sharing)
     ]
     answers: dict[str, list[list[int]]] = {name: [] for name in llms}
 

@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> None:
         figures.append(load_figures(layer, chosen, config.num_experts))
     measured = [f for f in figures if f["figure"] == "distinct"]
     for batch in args.batches:
-        mean = {kind: fmean(f["mean"] for f in measured if (f["tokens"], f["batch"]) == (batch, kind)) for kind in KINDS}
+        rows = [f for f in measured if f["tokens"] == batch]
+        unrelated, neighbours = (fmean(f["mean"] for f in rows if f["batch"] == kind) for kind in KINDS)
         uniform = uniform_distinct(config.num_experts, config.top_k, batch)
-        unrelated, neighbours = (mean[kind] for kind in KINDS)
         print(f"{batch:4} tokens: {unrelated:5.1f} experts of {config.num_experts} in unrelated places, "
               f"{neighbours:5.1f} in neighbours, {uniform:5.1f} at random")  # fmt: skip
         figures.append(step_figures(args.model, config, batch, unrelated, "measured"))
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
             hit = uniform_distinct(larger.num_experts, larger.top_k, batch)
             figures.append(step_figures(name, larger, batch, hit, "computed"))
     for load in (f for f in figures if f["figure"] == "load"):
-        print(f"layer {load['layer']:2}: load entropy {load['entropy_bits']:.2f} of {load['uniform_entropy_bits']:.2f} bits, "
-              f"the busiest expert has {load['max_over_mean']:.1f} times the mean")  # fmt: skip
+        print(f"layer {load['layer']:2}: load entropy {load['entropy_bits']:.2f} of {load['uniform_entropy_bits']:.2f} "
+              f"bits, the busiest expert has {load['max_over_mean']:.1f} times the mean")  # fmt: skip
     for step in (f for f in figures if f["figure"] == "step" and f["model"] == EXTRAPOLATED[0]):
         print(f"{step['model']}, {step['tokens']} tokens: {step['weight_bytes'] / 1e9:.2f} GB of weights a step, "
               f"{step['weight_bytes_per_token'] / 1e9:.2f} GB a token (computed)")  # fmt: skip
@@ -137,7 +137,7 @@ def load_figures(layer: int, expert_ids: Tensor, experts: int) -> dict:
 def step_figures(model: str, config: ModelConfig, tokens: int, experts_hit: float, source: str) -> dict:
     """Weights that one decode step reads when `experts_hit` experts are hit in each sparse layer; no keys and values.
 
-    The rows of the embedding are left out, they are a few kilobytes; as the output layer, tied or not, it is read whole.
+    The rows of the embedding are left out, they are a few kilobytes; the output layer, tied or not, is read whole.
     """
     total, _ = config.parameters()
     itemsize = (config.dtype or torch.bfloat16).itemsize

@@ -1,4 +1,4 @@
-"""How fast is each operation beside eager PyTorch, torch.compile and other libraries, and how near to the device's limit?
+"""How fast is each operation beside eager PyTorch, torch.compile and other libraries, and how near to the limit?
 
 At the shapes of one layer of real models. On a GPU: Triton, reference, eager, compiled, and other libraries that are
 installed, each call with an empty L2 cache. Without one: the reference path beside an eager form on this CPU, and what
@@ -102,7 +102,7 @@ def measure(case: OpCase, device: str, rounds: int, ceiling: dict[str, float]) -
 
 
 def gate(case: OpCase, function: Callable, exact: list[Tensor], own: list[Tensor], side: str) -> dict:
-    """Whether the side keeps the contract on every output, and its largest error ratio. Only our own sides may raise."""
+    """Whether the side keeps the contract on every output, and its largest error ratio; only our sides may raise."""
     try:
         outputs = case.outputs(function)
     except Exception as error:  # whatever another library raises for a shape or a device that it has no kernel for

@@ -55,7 +55,9 @@ def as_list(output) -> list[Tensor]:
     return list(output) if isinstance(output, tuple) else [output]
 
 
-def cases(config: ModelConfig, tokens: list[int], contexts: list[int], dtype: torch.dtype, device: str) -> Iterator[OpCase]:
+def cases(
+    config: ModelConfig, tokens: list[int], contexts: list[int], dtype: torch.dtype, device: str
+) -> Iterator[OpCase]:
     """Every op of one layer of `config` for each number of tokens, attention for each context length."""
     make = Maker(config, dtype, device)
     weights = make.layer_weights()
@@ -250,7 +252,7 @@ def eager_decode_attention(q, key_cache, value_cache, block_tables, context_leng
 
 def eager_prefill_attention(q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale):
     """One sequence, nothing cached before."""
-    keys, values = (repeated(cache, block_tables[0], q.shape[1])[None, :, : len(q)] for cache in (key_cache, value_cache))
+    keys, values = (repeated(c, block_tables[0], q.shape[1])[None, :, : len(q)] for c in (key_cache, value_cache))
     out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, is_causal=True, scale=scale)
     return out[0].transpose(0, 1)
 

@@ -42,7 +42,7 @@ def flash_attn_decode(inputs: tuple) -> Callable:
     from flash_attn import flash_attn_with_kvcache
 
     _, key_cache, value_cache, block_tables, context_lengths, scale = inputs
-    keys, values = (cache[block_tables].transpose(2, 3).flatten(1, 2).contiguous() for cache in (key_cache, value_cache))
+    keys, values = (c[block_tables].transpose(2, 3).flatten(1, 2).contiguous() for c in (key_cache, value_cache))
     lengths = context_lengths.int()
     return lambda q, *_: flash_attn_with_kvcache(
         q[:, None], keys, values, cache_seqlens=lengths, softmax_scale=scale, causal=True

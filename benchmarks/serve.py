@@ -1,8 +1,8 @@
 """How long do users wait at which rate of requests?
 
 Requests arrive at random (a Poisson process) and are answered together. Measured from outside: the time to the first
-piece of text counts from the moment of arrival, so that a late start is part of the wait; then the time between one piece
-and the next (nearly always one token). Before it is timed, the answers must be those of `LLM.generate` (float32, greedy).
+piece of text counts from the moment of arrival, so that a late start is part of the wait; then the time between one
+piece and the next (nearly always one token). The streamed answers must be those of `LLM.generate` (float32, greedy).
 """
 
 import argparse
@@ -97,7 +97,8 @@ async def play(llm: LLM, requests: list[Request]) -> None:
 
 def check(requests: list[Request], expected: list[str]) -> None:
     """Raises RuntimeError for an answer that is not the expected one."""
-    if different := [i for i, (request, text) in enumerate(zip(requests, expected, strict=True)) if request.text != text]:
+    pairs = zip(requests, expected, strict=True)
+    if different := [i for i, (request, text) in enumerate(pairs) if request.text != text]:
         raise RuntimeError(f"streamed together, requests {different} get other answers than from generate")
 
 

@@ -80,7 +80,7 @@ def load_peer(name: str, device: torch.device, dtype: str, token_ids: list[int])
     try:
         import transformers
     except ImportError:
-        raise Qwen3Error("verify compares with transformers, which is not installed: pip install transformers") from None
+        raise Qwen3Error("verify needs transformers, which is not installed: pip install transformers") from None
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         resolve(name), dtype=getattr(torch, dtype), attn_implementation="eager"
@@ -137,8 +137,9 @@ def print_table(title: str, rows: list[dict]) -> None:
     print(f"{'':10} {'max error':>10} {'RMS error':>10} {'theirs':>10} {'same experts':>13}")
     for row in rows:
         agreement = f"{row['same_experts']:13.1%}" if "same_experts" in row else " " * 13
-        line = f"{row['place']:10} {row['max_error']:10.2e} {row['rms_error']:10.2e} {row['transformers_rms_error']:10.2e}"
-        print(f"{line} {agreement}{'' if row['within'] else '  outside the contract'}")
+        numbers = (row[name] for name in ("max_error", "rms_error", "transformers_rms_error"))
+        line = " ".join(f"{number:10.2e}" for number in numbers)
+        print(f"{row['place']:10} {line} {agreement}{'' if row['within'] else '  outside the contract'}")
     last = rows[-1]
     print(f"KL divergence {last['kl_divergence_nats']:.2e} nats, the same next token {last['same_argmax']:.1%}")
     place = first_outside(rows)

@@ -1,4 +1,4 @@
-"""Every case of ops keeps the contract in its eager form, its bytes are those counted by hand, and the gate can fail."""
+"""Every case of ops keeps the contract in every form, its bytes are those counted by hand, and the gate can fail."""
 
 import pytest
 import torch
