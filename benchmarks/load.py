@@ -13,7 +13,7 @@ from pathlib import Path
 import transformers
 
 from .common import save, side_by_side
-from .versus_transformers import SHAPES, write_tokenizer
+from .generate import SHAPES, write_tokenizer
 
 _MEASURE = """
 import json, sys, time, torch
