@@ -26,7 +26,7 @@ from .serve import percentile
 PROMPT_TOKENS, NEW_TOKENS = (16, 256), (16, 128)
 TAIL_TOKENS, PREFIX_NEW_TOKENS = (16, 64), 4
 # Candidates for the tokens of one step of transformers.
-BATCH_TOKENS = (128, 512, 2048)
+BATCH_TOKENS = (512, 2048)
 PAGE_SIZE = 256
 
 
