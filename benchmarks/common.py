@@ -6,32 +6,17 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from qwen3 import roofline
+from qwen3.bench import Timing
 from qwen3.errors import Qwen3Error
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS, CONFIGS = Path(__file__).with_name("results"), Path(__file__).with_name("configs")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """The median of several measurements and the marks below which 20% and 80% of them lie, in seconds."""
-
-    median: float
-    p20: float
-    p80: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Timing":
-        marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-        p20, median, p80 = torch.tensor(values, dtype=torch.float64).quantile(marks).tolist()
-        return cls(median, p20, p80)
 
 
 def seconds(run: Callable[[], object], device: str | torch.device = "cpu") -> float:
