@@ -35,7 +35,8 @@ def _parser(asked: list[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(title="questions", required=True, metavar="QUESTION")
     for name in QUESTIONS:
-        text = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")))
+        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        text = ast.get_docstring(ast.parse(source))
         layout = argparse.RawDescriptionHelpFormatter
         sub = commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=layout)
         if name in asked:

@@ -2,7 +2,6 @@
 
 import argparse
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -19,6 +18,9 @@ from .stats import Phase
 
 _COLUMNS = ("batch", "context", "prefill tokens/s", "decode tokens/s", "ms per step", "   p20 to p80", "GB per step",
             "   GB/s", "of the copy")  # fmt: skip
+
+
+BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `LLM.generate`, by the clock of whoever waits for it.
+    """One batch, by the clock of whoever waits for it.
 
-    prefill_seconds: until every prompt has its first token. decode_seconds: from then to the last token of all, in
-    `decode_steps` steps that draw `decode_tokens` tokens.
+    prefill_seconds: until every prompt has its first token. decode_seconds: from there to the last token of all, in
+    `decode_steps` steps of the whole batch.
     """
 
     prefill_seconds: float
     decode_seconds: float
     decode_steps: int
-    decode_tokens: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ class Speed:
     context: int
     prefill: Timing
     decode: Timing
-    tokens_per_step: float
     read: float
 
 
@@ -95,16 +95,16 @@ def run(args: argparse.Namespace) -> int:
     model = config_folder(args.random_weights) if args.random_weights else args.repo_id
     llm = LLM(
         model, device=args.device, dtype=args.dtype, backend=args.backend, max_num_seqs=max(args.batch),
-        max_model_len=max(args.context) + args.new_tokens, prefix_caching=False,
+        kv_block_size=BLOCK_SIZE, max_model_len=room_for(max(args.context), args.new_tokens),
         random_weights=args.random_weights is not None,
     )  # fmt: skip
-    require_room(llm, max(args.batch), max(args.context) + args.new_tokens)
+    require_room(llm, max(args.batch))
     bandwidth = copy_bandwidth(llm.device)
     total, active = llm.config.parameters()
     size = f"{total / 1e6:,.1f} M parameters ({active / 1e6:,.1f} M active)"
     print(f"{llm.folder} · {size}{' · random weights' * llm.random_weights}")
-    name = torch.cuda.get_device_name(llm.device) if llm.device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{llm.device} ({name}) · {str(llm.dtype)[6:]} · {llm.backend} · a large copy moves {bandwidth / 1e9:,.1f} GB/s")
+    card = torch.cuda.get_device_name(llm.device) if llm.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{llm.device} ({card}) · {str(llm.dtype)[6:]} · {llm.backend} · a copy moves {bandwidth / 1e9:,.1f} GB/s")
     print(f"medians of {args.rounds} runs of {args.new_tokens} new tokens, after one to warm up", flush=True)
     print("  ".join(_COLUMNS))
     for batch, context in product(args.batch, args.context):
@@ -120,14 +120,22 @@ def config_folder(path: Path) -> Path:
     return folder
 
 
-def require_room(llm: LLM, batch: int, tokens: int) -> None:
-    """Raises Qwen3Error unless `batch` sequences of `tokens` tokens can run together."""
+def room_for(context: int, new_tokens: int) -> int:
+    """The max_model_len with which max_num_seqs prompts of `context` tokens are sure to run together.
+
+    A sequence starts only where those that run could all grow by a block.
+    """
+    return context + new_tokens + BLOCK_SIZE
+
+
+def require_room(llm: LLM, batch: int) -> None:
+    """Raises Qwen3Error unless the KV cache holds `batch` sequences of full length."""
     pool = llm.engine.scheduler.pool
-    if batch * pool.blocks_for(tokens) > pool.num_blocks:
+    if batch * pool.blocks_for(llm.max_model_len) > pool.num_blocks:
         room = pool.num_blocks * pool.block_size
         raise Qwen3Error(
-            f"out of memory: {batch} sequences of {tokens} tokens do not fit into the KV cache, which has room for "
-            f"{room} tokens: lower --batch or --context"
+            f"out of memory: {batch} sequences of {llm.max_model_len} tokens do not fit into the KV cache, which has "
+            f"room for {room} tokens: lower --batch or --context"
         )
 
 
@@ -141,7 +149,6 @@ def measure(llm: LLM, batch: int, context: int, new_tokens: int, rounds: int) ->
         context=context,
         prefill=Timing.of([run.prefill_seconds for run in runs]),
         decode=Timing.of([run.decode_seconds / run.decode_steps for run in runs]),
-        tokens_per_step=runs[0].decode_tokens / runs[0].decode_steps,
         read=read,
     )
 
@@ -153,13 +160,18 @@ def random_prompts(vocab_size: int, batch: int, context: int) -> list[list[int]]
 
 
 def timed(llm: LLM, prompts: list[list[int]], new_tokens: int) -> Run:
-    """Greedy, nothing ends before `new_tokens`. llm.stats holds this run alone afterwards, but for its experts."""
-    llm.stats.prefill, llm.stats.decode = Phase(), Phase()
-    params = SamplingParams(max_new_tokens=new_tokens, temperature=0, ignore_eos=True)
-    metrics = [answer.metrics for answer in llm.generate(prompts, params)]
-    prefill_seconds = max(m.time_to_first_token for m in metrics)
-    decode_seconds = max(m.total_seconds for m in metrics) - prefill_seconds
-    return Run(prefill_seconds, decode_seconds, llm.stats.decode.steps, llm.stats.decode.tokens)
+    """Greedy, nothing ends before `new_tokens`; llm.stats.decode holds this run alone afterwards.
+
+    The prefill ends with the first token. The decode begins from prompts that prefix caching has kept, so that it has
+    the whole batch in every step, however many steps the prefill took.
+    """
+    first, whole = (SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=True) for n in (1, new_tokens))
+    llm.engine.scheduler.pool.forget_all()
+    prefill_seconds = max(answer.metrics.total_seconds for answer in llm.generate(prompts, first))
+    llm.stats.decode = Phase()
+    metrics = [answer.metrics for answer in llm.generate(prompts, whole)]
+    decode_seconds = max(m.total_seconds for m in metrics) - max(m.time_to_first_token for m in metrics)
+    return Run(prefill_seconds, decode_seconds, llm.stats.decode.steps)
 
 
 def bytes_per_step(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float:
@@ -177,7 +189,7 @@ def table_row(speed: Speed, bandwidth: float) -> str:
     spread = f"{speed.decode.p20 * 1e3:.2f}-{speed.decode.p80 * 1e3:.2f}"
     cells = (
         f"{speed.batch}", f"{speed.context}", f"{speed.batch * speed.context / speed.prefill.median:,.1f}",
-        f"{speed.tokens_per_step / speed.decode.median:,.1f}", f"{speed.decode.median * 1e3:,.2f}", spread,
-        f"{speed.read / 1e9:,.4f}", f"{rate / 1e9:,.1f}", f"{rate / bandwidth:.0%}",
+        f"{speed.batch / speed.decode.median:,.1f}", f"{speed.decode.median * 1e3:.2f}", spread, f"{speed.read / 1e9:.4f}",
+        f"{rate / 1e9:,.1f}", f"{rate / bandwidth:.0%}",
     )  # fmt: skip
     return "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, _COLUMNS))
