@@ -1,172 +1,298 @@
-"""How fast is the CPU path beside Hugging Face transformers?
+"""How fast are prefill and decode beside Hugging Face transformers, and how near to the memory's limit?
 
-Both run the same random weights in one process and take turns: prefill of 512 tokens, decode at batch 1 and 8 after a
-prompt of 128. Transformers gets its fastest attention and experts implementation for each cell, found first.
+Both hold the same weights and take turns in one process (one after the other where the device cannot hold both).
+Transformers gets its fastest attention and experts implementation for each cell, found first. A cell is timed only when
+its tokens and log-probabilities, out of the calls that are timed, keep the contract: in float32 the same greedy tokens
+and a difference of at most 1e-4; in bfloat16 an RMS error, from float32 of the same weights, of at most twice
+transformers' own. The limit of a decode step is the time to copy as many bytes as it must read.
 """
 
 import argparse
+import gc
 import itertools
-import tempfile
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
+from torch import Tensor
 
-from qwen3 import LLM, SamplingParams
+from qwen3 import LLM, Completion
+from qwen3.bench import (
+    BLOCK_SIZE, Timing, bytes_per_step, decode_seconds, greedy, prefill_seconds, random_prompts, require_room, room_for,
+)  # fmt: skip
+from qwen3.config import DTYPES, ModelConfig
+from qwen3.device import resolve_device
+from qwen3.hub import resolve
+from qwen3.memory import available_bytes
 
-from .common import copy_bandwidth, save, seconds, side_by_side
+from .common import CONFIGS, config_folder, copy_bandwidth, save, seconds, side_by_side
+from .random_checkpoint import random_checkpoint
+from .verify import errors
 
-SHAPES = {
-    "small": {
-        "vocab_size": 32768, "hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 16,
-        "num_key_value_heads": 4, "head_dim": 64, "num_experts": 64, "num_experts_per_tok": 8,
-        "moe_intermediate_size": 384, "intermediate_size": 3072, "norm_topk_prob": True,
-        "max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        "tie_word_embeddings": False,
-    },
-    "tiny": {
-        "vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 5, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16, "num_experts_per_tok": 4,
-        "moe_intermediate_size": 96, "intermediate_size": 768, "norm_topk_prob": True,
-        "max_position_embeddings": 2048, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-        "tie_word_embeddings": True,
-    },
-}  # fmt: skip
+CPU_DEFAULTS = {"model": "small", "dtypes": ["float32", "bfloat16"], "prefill": [512], "batch": [1, 8],
+                "context": [128], "new_tokens": 16}  # fmt: skip
+GPU_DEFAULTS = {"model": "Qwen3-30B-A3B", "dtypes": ["bfloat16"], "prefill": [512, 2048], "batch": [1, 8, 32],
+                "context": [128, 2048], "new_tokens": 64}  # fmt: skip
 ATTENTION = ("sdpa", "eager")
-EXPERTS = ("grouped_mm", "batched_mm", "eager")
 # batched_mm copies the weights of every token's experts: 19 GB for a prompt of 512 at the small shape.
-PREFILL_EXPERTS = ("grouped_mm", "eager")
-PREFILL, PROMPT = 512, 128
+EXPERTS = {"decode": ("grouped_mm", "batched_mm", "eager"), "prefill": ("grouped_mm", "eager")}
+# Tokens that the gate looks at, and of each the log-probabilities of the most likely ones.
+GATE_TOKENS, GATE_TOP = 8, 20
+# Steps that decide which implementation is the fastest.
+TRIAL_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is timed: a prefill of `batch` prompts of `context` tokens, or one decode step after them."""
+
+    phase: str
+    batch: int
+    context: int
+
+    def __str__(self) -> str:
+        return f"{self.phase}, batch {self.batch}, {self.context} tokens"
+
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        return random_prompts(vocab_size, self.batch, self.context)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="model shape")
+    parser.add_argument("--model", help="a shape of configs/ with random weights, a folder or a downloaded hub id")
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"))
+    parser.add_argument("--prefill", type=int, nargs="+", help="tokens of the prompts whose prefill is timed")
+    parser.add_argument("--batch", type=int, nargs="+", help="sequences that decode together")
+    parser.add_argument("--context", type=int, nargs="+", help="tokens before the decode steps")
+    parser.add_argument("--new-tokens", type=int, help="decode steps of a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each side takes")
-    parser.add_argument("--new-tokens", type=int, default=24, help="tokens that a decode turn generates")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def run(args: argparse.Namespace) -> None:
+    device = resolve_device(args.device)
+    settings = dict(GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
+    settings |= {name: value for name in settings if (value := getattr(args, name))}
+    settings |= {"rounds": args.rounds, "device": str(device), "copy_bytes_per_second": 2 * copy_bandwidth(device)}
+    print(f"{settings['model']} on {device}, a large copy moves {settings['copy_bytes_per_second'] / 1e9:.1f} GB/s")
+    figures, how = [], set()
+    for dtype in settings["dtypes"]:
+        with checkpoint(settings["model"], DTYPES[dtype], device) as folder:
+            together = fits_twice(folder, DTYPES[dtype], device)
+            how.add("together" if together else "one after the other")
+            compare = in_turns if together else apart
+            for row in compare(folder, dtype, device, settings):
+                print_row(row)
+                figures.append(row)
+    name = f"generate_{Path(settings['model']).name}"
+    save(name, __doc__.splitlines()[0], settings | {"both_sides_loaded": " or ".join(sorted(how))}, figures)
+
+
+def checkpoint(model: str, dtype: torch.dtype, device: torch.device):
+    """A context manager of the folder with the weights that both sides load."""
+    if (CONFIGS / model / "config.json").is_file():
+        return random_checkpoint(model, dtype, device)
+    return nullcontext(resolve(model))
+
+
+def fits_twice(folder: Path, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether both sides' weights fit, with a quarter more for what they compute."""
+    weights = ModelConfig.from_folder(folder).parameters()[0] * dtype.itemsize
+    return 2.5 * weights < available_bytes(device)
+
+
+def cells(settings: dict) -> list[Cell]:
+    decode = [Cell("decode", batch, context) for batch, context in itertools.product(settings["batch"], settings["context"])]
+    return decode + [Cell("prefill", 1, context) for context in settings["prefill"]]
+
+
+def in_turns(folder: Path, dtype: str, device: torch.device, settings: dict) -> Iterator[dict]:
+    """A row for each cell; every turn of ours is followed by one of theirs."""
+    ours, theirs = Ours(folder, dtype, device, settings), Theirs(folder, dtype, device)
+    for cell in cells(settings):
+        gate = theirs.gate(cell, ours.answers(cell))
+        sides = {"ours": ours.turn(cell), "theirs": theirs.turn(cell, settings["new_tokens"])}
+        times = side_by_side(sides, settings["rounds"])
+        yield row_of(cell, dtype, times, ours.read(cell), gate | {"transformers": theirs.chosen}, settings)
+
+
+def apart(folder: Path, dtype: str, device: torch.device, settings: dict) -> Iterator[dict]:
+    """The same rows where the device holds one side at a time: ours takes all its turns, then goes."""
+    ours, measured = Ours(folder, dtype, device, settings), {}
+    for cell in cells(settings):
+        answers = ours.answers(cell)
+        measured[cell] = answers, side_by_side({"ours": ours.turn(cell)}, settings["rounds"]), ours.read(cell)
+    del ours
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    theirs = Theirs(folder, dtype, device)
+    for cell, (answers, times, read) in measured.items():
+        gate = theirs.gate(cell, answers)
+        times |= side_by_side({"theirs": theirs.turn(cell, settings["new_tokens"])}, settings["rounds"])
+        yield row_of(cell, dtype, times, read, gate | {"transformers": theirs.chosen}, settings)
 
 
 class Ours:
     """This engine, through the calls that a user makes."""
 
-    def __init__(self, folder: str, dtype: torch.dtype):
-        self.llm = LLM(folder, device="cpu", dtype=str(dtype)[6:])
+    def __init__(self, folder: Path, dtype: str, device: torch.device, settings: dict):
+        longest = max(*settings["prefill"], *settings["context"])
+        self.new_tokens = settings["new_tokens"]
+        self.llm = LLM(
+            folder, device=str(device), dtype=dtype, max_num_seqs=max(settings["batch"]), kv_block_size=BLOCK_SIZE,
+            max_model_len=room_for(longest, max(self.new_tokens, GATE_TOKENS)),
+        )  # fmt: skip
+        require_room(self.llm, max(settings["batch"]))
 
-    def prefill(self, prompt: list[int]) -> float:
-        params = SamplingParams(max_new_tokens=1, temperature=0, ignore_eos=True)
-        return seconds(lambda: self.llm.generate([prompt], params))
+    def prompts(self, cell: Cell) -> list[list[int]]:
+        return cell.prompts(self.llm.config.vocab_size)
 
-    def decode(self, prompts: list[list[int]], new_tokens: int) -> float:
-        """Seconds per step, prompts not counted."""
-        before = self.llm.stats.decode_seconds
-        params = SamplingParams(max_new_tokens=new_tokens + 1, temperature=0, ignore_eos=True)
-        self.llm.generate(prompts, params)
-        return (self.llm.stats.decode_seconds - before) / new_tokens
+    def answers(self, cell: Cell) -> list[Completion]:
+        self.llm.engine.scheduler.pool.forget_all()
+        return self.llm.generate(self.prompts(cell), greedy(1 if cell.phase == "prefill" else GATE_TOKENS, GATE_TOP))
+
+    def turn(self, cell: Cell) -> Callable[[], float]:
+        """Warm, and ready to be timed; the prompts of a decode are cached."""
+        prompts = self.prompts(cell)
+        prefill_seconds(self.llm, prompts)
+        if cell.phase == "prefill":
+            return lambda: prefill_seconds(self.llm, prompts)
+        decode_seconds(self.llm, prompts, TRIAL_TOKENS)
+        return lambda: decode_seconds(self.llm, prompts, self.new_tokens)
+
+    def read(self, cell: Cell) -> float | None:
+        """Bytes that a decode step must read."""
+        if cell.phase == "prefill":
+            return None
+        prompts = self.prompts(cell)
+        prefill_seconds(self.llm, prompts)
+        return bytes_per_step(self.llm, prompts, self.new_tokens)
 
 
 class Theirs:
     """Transformers' model in the leanest greedy loop: no generate(), no sampling code, only forward and argmax."""
 
-    def __init__(self, folder: str, dtype: torch.dtype):
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    def __init__(self, folder: Path, dtype: str, device: torch.device):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+        self.model, self.device, self.dtype = model.to(device).eval(), device, dtype
+        self.sparse = hasattr(model.config, "num_experts")
+        self.chosen = ""
 
     def use(self, attention: str, experts: str) -> None:
-        self.attention, self.experts = attention, experts
         self.model.set_attn_implementation(attention)
-        self.model.set_experts_implementation(experts)
+        if self.sparse:
+            self.model.set_experts_implementation(experts)
+        self.chosen = f"{attention} + {experts}" if self.sparse else attention
+
+    def tensor(self, prompts: list[list[int]]) -> Tensor:
+        return torch.tensor(prompts, device=self.device)
 
     @torch.inference_mode()
-    def prefill(self, prompt: list[int]) -> float:
-        tokens = torch.tensor([prompt])
-        return seconds(lambda: self.model(tokens, use_cache=True, logits_to_keep=1).logits.argmax(-1).tolist())
+    def gate(self, cell: Cell, answers: list[Completion]) -> dict:
+        """The errors of our log-probabilities; raises RuntimeError where they or the tokens leave the contract."""
+        self.use("sdpa", "eager")
+        drawn = self.tensor([answer.token_ids for answer in answers])
+        tokens = self.tensor([answer.prompt_token_ids + answer.token_ids[:-1] for answer in answers])
+        forward = lambda: self.model(tokens, use_cache=False, logits_to_keep=drawn.shape[1]).logits.float()  # noqa: E731
+        own = forward()
+        with in_float32(self.model):
+            exact = own if self.dtype == "float32" else forward()
+        if self.dtype == "float32" and not torch.equal(exact.argmax(-1), drawn):
+            raise RuntimeError(f"{cell} in float32: other greedy tokens than transformers")
+        top = [[token.top for token in answer.logprobs] for answer in answers]
+        ids = self.tensor([[[token for token, _ in best] for best in row] for row in top])
+        ours = torch.tensor([[[logprob for _, logprob in best] for best in row] for row in top], device=self.device)
+        own, exact = (logits.log_softmax(-1).gather(-1, ids) for logits in (own, exact))
+        found = errors(ours, own, exact, self.dtype, 1.0)
+        if not found["within"]:
+            raise RuntimeError(f"{cell} in {self.dtype}: log-probabilities outside the contract: {found}")
+        return found
 
-    @torch.inference_mode()
-    def decode(self, prompts: list[list[int]], new_tokens: int) -> float:
-        # The prompt is not what is measured, and batched_mm would copy gigabytes of weights for it.
-        self.model.set_experts_implementation("eager")
-        out = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1)
-        self.model.set_experts_implementation(self.experts)
-        started = time.perf_counter()
-        for _ in range(new_tokens):
-            tokens = out.logits[:, -1:].argmax(-1)
-            tokens.tolist()
-            out = self.model(tokens, past_key_values=out.past_key_values, use_cache=True)
-        return (time.perf_counter() - started) / new_tokens
-
-    def best(self, measure, experts_implementations: tuple[str, ...]) -> str:
-        """Switches to the fastest implementation for `measure` and names it; each is tried twice, first to warm up."""
+    def turn(self, cell: Cell, new_tokens: int) -> Callable[[], float]:
+        """Switched to the fastest implementation for this cell; each is tried twice, first to warm up."""
+        tokens = self.tensor(cell.prompts(self.model.config.vocab_size))
+        if cell.phase == "decode":
+            cache, first = self.prompt(tokens)
+            measure = lambda steps: self.decode(cache, first, steps)  # noqa: E731
+        else:
+            measure = lambda steps: self.prefill(tokens)  # noqa: E731
         tried = {}
-        for attention, experts in itertools.product(ATTENTION, experts_implementations):
-            self.use(attention, experts)
-            measure()
-            tried[attention, experts] = measure()
-        fastest = min(tried, key=tried.get)
-        self.use(*fastest)
-        return " + ".join(fastest)
+        for implementation in itertools.product(ATTENTION, EXPERTS[cell.phase] if self.sparse else ("",)):
+            self.use(*implementation)
+            tried[implementation] = min(measure(TRIAL_TOKENS) for _ in range(2))
+        self.use(*min(tried, key=tried.get))
+        return lambda: measure(new_tokens)
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor) -> float:
+        forward = lambda: self.model(tokens, use_cache=True, logits_to_keep=1).logits.argmax(-1).tolist()  # noqa: E731
+        return seconds(forward, self.device)
+
+    @torch.inference_mode()
+    def prompt(self, tokens: Tensor) -> tuple[transformers.Cache, Tensor]:
+        """The cache after the prompts, and the token that each of them gets."""
+        self.use("sdpa", "eager")
+        out = self.model(tokens, use_cache=True, logits_to_keep=1)
+        return out.past_key_values, out.logits.argmax(-1)
+
+    @torch.inference_mode()
+    def decode(self, cache: transformers.Cache, tokens: Tensor, steps: int) -> float:
+        """Seconds per step; the cache holds the prompts alone again afterwards."""
+
+        def generate() -> None:
+            step = tokens
+            for _ in range(steps):
+                step = self.model(step, past_key_values=cache, use_cache=True).logits.argmax(-1)
+                step.tolist()
+
+        taken = seconds(generate, self.device)
+        cache.crop(-steps)
+        return taken / steps
 
 
-def run(args: argparse.Namespace) -> None:
-    torch.manual_seed(0)
-    shape = SHAPES[args.shape]
-    bandwidth = copy_bandwidth()
-    print(f"a large copy reads {bandwidth / 1e9:.1f} GB/s")
-    result = {"question": "cpu", "shape": args.shape, "copy_bytes_per_second": bandwidth, "cells": []}
-    result["transformers"] = transformers.__version__
-    for dtype in (torch.float32, torch.bfloat16):
-        with tempfile.TemporaryDirectory() as folder:
-            config = transformers.Qwen3MoeConfig(**shape)
-            transformers.Qwen3MoeForCausalLM(config).to(dtype).save_pretrained(folder)
-            write_tokenizer(Path(folder))
-            ours, theirs = Ours(folder, dtype), Theirs(folder, dtype)
-            for cell in cells(ours, theirs, shape["vocab_size"], args, dtype):
-                if cell["cell"] == "decode, batch 1":
-                    cell["bandwidth_fraction"] = bytes_per_token(ours.llm) / cell["ours_seconds"] / bandwidth
-                result["cells"].append(cell)
-                line = f"{cell['dtype']:9} {cell['cell']:16} {cell['ratio']:.2f} times transformers"
-                line += f" ({cell['theirs']}; ours {cell['ours_seconds'] * 1e3:.1f} ms)"
-                if "bandwidth_fraction" in cell:
-                    line += f", {cell['bandwidth_fraction']:.2f} of the copy bandwidth"
-                print(line, flush=True)
-    save(f"cpu_{args.shape}", result)
+@contextmanager
+def in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, `model` computes in float32; its weights are widened one layer at a time, so that a large model fits."""
+    base, dtype, hooks = model.model, model.dtype, []
+
+    def widen(part: torch.nn.Module, inputs: tuple) -> None:
+        part.float()
+
+    def narrow(part: torch.nn.Module, inputs: tuple, output: object) -> None:
+        part.to(dtype)
+
+    for part in (base.embed_tokens, *base.layers, base.norm, model.lm_head):
+        hooks += [part.register_forward_pre_hook(widen), part.register_forward_hook(narrow)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def cells(ours: Ours, theirs: Theirs, vocab_size: int, args: argparse.Namespace, dtype: torch.dtype):
-    prompt = torch.randint(vocab_size, (PREFILL,)).tolist()
-    eight = torch.randint(vocab_size, (8, PROMPT)).tolist()
-    n = args.new_tokens
-    questions = {
-        "decode, batch 1": lambda side: side.decode(eight[:1], n),
-        "decode, batch 8": lambda side: side.decode(eight, n),
-        f"prefill, {PREFILL}": lambda side: side.prefill(prompt),
-    }
-    for name, question in questions.items():
-        implementations = PREFILL_EXPERTS if name.startswith("prefill") else EXPERTS
-        implementation = theirs.best(lambda: question(theirs), implementations)
-        question(ours)
-        times = side_by_side({"ours": lambda: question(ours), "theirs": lambda: question(theirs)}, args.rounds)
-        yield {
-            "dtype": str(dtype)[6:],
-            "cell": name,
-            "ratio": times["theirs"] / times["ours"],
-            "ours_seconds": times["ours"],
-            "theirs_seconds": times["theirs"],
-            "theirs": implementation,
-        }
+def row_of(
+    cell: Cell, dtype: str, times: dict[str, Timing], read: float | None, found: dict, settings: dict
+) -> dict:  # fmt: skip
+    """One row of the record. A time is that of a decode step or of a whole prefill; ratio: of the two medians."""
+    tokens = cell.batch if cell.phase == "decode" else cell.batch * cell.context
+    row = {"dtype": dtype, "phase": cell.phase, "batch": cell.batch, "context": cell.context}
+    row["ratio"] = times["theirs"].median / times["ours"].median
+    for side, timing in times.items():
+        row |= {f"{side}_ms": timing.median * 1e3, f"{side}_p20_ms": timing.p20 * 1e3, f"{side}_p80_ms": timing.p80 * 1e3}
+        row[f"{side}_tokens_per_second"] = tokens / timing.median
+    if read is not None:
+        limit = read / settings["copy_bytes_per_second"]
+        row |= {"bytes_per_step": int(read), "fraction_of_copy": limit / times["ours"].median}
+    return row | found
 
 
-def bytes_per_token(llm: LLM) -> int:
-    """What one token must read: all weights but the experts that are not chosen and the rows of the embedding."""
-    _, active = llm.config.parameters()
-    if not llm.config.tie_word_embeddings:
-        active -= llm.config.vocab_size * llm.config.hidden_size
-    return active * llm.dtype.itemsize
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Single bytes: the engine wants a tokenizer, the benchmark only token ids."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
+def print_row(row: dict) -> None:
+    cell = Cell(row["phase"], row["batch"], row["context"])
+    line = f"{row['dtype']:9} {cell!s:32} {row['ratio']:.2f} times transformers ({row['transformers']}); "
+    line += f"ours {row['ours_ms']:.2f} ms, {row['ours_tokens_per_second']:,.1f} tokens/s"
+    if "fraction_of_copy" in row:
+        line += f", {row['fraction_of_copy']:.0%} of the copy bandwidth"
+    print(line, flush=True)

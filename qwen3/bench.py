@@ -39,19 +39,6 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One batch, by the clock of whoever waits for it.
-
-    prefill_seconds: until every prompt has its first token. decode_seconds: from there to the last token of all, in
-    `decode_steps` steps of the whole batch.
-    """
-
-    prefill_seconds: float
-    decode_seconds: float
-    decode_steps: int
-
-
-@dataclass(frozen=True)
 class Speed:
     """Several runs of one batch size and context length. decode: seconds of one step; read: bytes that it must read."""
 
@@ -140,44 +127,47 @@ def require_room(llm: LLM, batch: int) -> None:
 
 
 def measure(llm: LLM, batch: int, context: int, new_tokens: int, rounds: int) -> Speed:
-    """A run that warms up and counts the experts that are hit; then runs that are timed and count nothing."""
+    """After one turn that warms up and counts the experts that are hit, `rounds` turns that count nothing."""
     prompts = random_prompts(llm.config.vocab_size, batch, context)
+    prefill_seconds(llm, prompts)
     read = bytes_per_step(llm, prompts, new_tokens)
-    runs = [timed(llm, prompts, new_tokens) for _ in range(rounds)]
-    return Speed(
-        batch=batch,
-        context=context,
-        prefill=Timing.of([run.prefill_seconds for run in runs]),
-        decode=Timing.of([run.decode_seconds / run.decode_steps for run in runs]),
-        read=read,
-    )
+    turns = [(prefill_seconds(llm, prompts), decode_seconds(llm, prompts, new_tokens)) for _ in range(rounds)]
+    prefill, decode = (Timing.of(list(seconds)) for seconds in zip(*turns))
+    return Speed(batch, context, prefill, decode, read)
 
 
 def random_prompts(vocab_size: int, batch: int, context: int) -> list[list[int]]:
-    """Different token ids in every prompt, the same in every run."""
+    """Different token ids in every prompt, the same at every call."""
     generator = random.Random(0)
     return [generator.choices(range(vocab_size), k=context) for _ in range(batch)]
 
 
-def timed(llm: LLM, prompts: list[list[int]], new_tokens: int) -> Run:
-    """Greedy, nothing ends before `new_tokens`; llm.stats.decode holds this run alone afterwards.
-
-    The prefill ends with the first token. The decode begins from prompts that prefix caching has kept, so that it has
-    the whole batch in every step, however many steps the prefill took.
-    """
-    first, whole = (SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=True) for n in (1, new_tokens))
+def prefill_seconds(llm: LLM, prompts: list[list[int]]) -> float:
+    """Until every prompt has its first token, by the clock of whoever waits; afterwards the prompts are cached."""
     llm.engine.scheduler.pool.forget_all()
-    prefill_seconds = max(answer.metrics.total_seconds for answer in llm.generate(prompts, first))
+    return max(answer.metrics.total_seconds for answer in llm.generate(prompts, greedy(1)))
+
+
+def decode_seconds(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float:
+    """Mean time of a step in which every prompt gets a token; llm.stats.decode holds these steps alone afterwards.
+
+    The prompts must be cached: then all of them start at once, however many steps their prefill takes.
+    """
     llm.stats.decode = Phase()
-    metrics = [answer.metrics for answer in llm.generate(prompts, whole)]
-    decode_seconds = max(m.total_seconds for m in metrics) - max(m.time_to_first_token for m in metrics)
-    return Run(prefill_seconds, decode_seconds, llm.stats.decode.steps)
+    metrics = [answer.metrics for answer in llm.generate(prompts, greedy(new_tokens))]
+    taken = max(m.total_seconds for m in metrics) - max(m.time_to_first_token for m in metrics)
+    return taken / llm.stats.decode.steps
+
+
+def greedy(new_tokens: int, logprobs: int | None = None) -> SamplingParams:
+    """The most likely token each time, and no end before `new_tokens`."""
+    return SamplingParams(max_new_tokens=new_tokens, temperature=0, ignore_eos=True, logprobs=logprobs)
 
 
 def bytes_per_step(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float:
-    """What a decode step of these prompts must read: weights, the distinct experts as hit, keys and values."""
+    """What a decode step of these cached prompts must read: weights, the distinct experts as hit, keys and values."""
     llm.stats.experts = ExpertLoad(llm.config, llm.device) if llm.config.num_experts else None
-    timed(llm, prompts, new_tokens)
+    decode_seconds(llm, prompts, new_tokens)
     read = bytes_read(llm.config, llm.dtype, llm.stats, decode=True) / llm.stats.decode.steps
     llm.stats.experts = None
     return read
