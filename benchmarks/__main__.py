@@ -1,26 +1,58 @@
-"""`python -m benchmarks QUESTION`: each question is one module here; its result is printed and written as JSON."""
+"""Each question is one module here: its answer is printed and written as a record to benchmarks/results/."""
 
 import argparse
+import ast
+import sys
 from importlib import import_module
+from pathlib import Path
 
-QUESTIONS = {
-    "cpu": "versus_transformers",
-    "cache": "kv_cache",
-    "loading": "loading",
-}
+from qwen3.errors import Qwen3Error
+
+QUESTIONS = ("ops", "generate", "kv_cache", "load", "serve", "batching", "experts", "verify", "report")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="QUESTION")
-    for name, module in QUESTIONS.items():
-        question = import_module(f"benchmarks.{module}")
-        sub = commands.add_parser(name, help=question.__doc__.splitlines()[0], description=question.__doc__)
-        question.add_arguments(sub)
-        sub.set_defaults(run=question.run)
-    args = parser.parse_args()
-    args.run(args)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {message}: see `{self.prog} --help`\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one question; returns its exit code, 2 for what the user can mend, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        args = _parser(asked=arguments[:1]).parse_args(arguments)
+        return args.run(args) or 0
+    except Qwen3Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _parser(asked: list[str]) -> argparse.ArgumentParser:
+    """Only the question that is asked is imported: some need libraries that take seconds to import, or are not there."""
+    parser = _Parser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(title="questions", required=True, metavar="QUESTION")
+    for name in QUESTIONS:
+        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        text = ast.get_docstring(ast.parse(source))
+        layout = argparse.RawDescriptionHelpFormatter
+        sub = commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=layout)
+        if name in asked:
+            question = _import(name)
+            question.add_arguments(sub)
+            sub.set_defaults(run=question.run)
+    return parser
+
+
+def _import(name: str):
+    try:
+        return import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        message = f"{name} needs {error.name}, which is not installed: pip install {error.name}"
+        raise Qwen3Error(message) from None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

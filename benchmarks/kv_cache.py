@@ -1,33 +1,55 @@
-"""What does the KV cache buy? The cost per token with and without it, as the text grows, on the embedded model."""
+"""What does the KV cache buy? The cost of a token with it and without it, as the text before it grows.
+
+Real text of each length, continued by a few greedy tokens; without the cache, everything is computed again for each of
+them. Both sides take turns, and must give the same tokens (float32) before a length is timed.
+"""
 
 import argparse
 
-from qwen3 import LLM, SamplingParams
+from qwen3 import LLM
+from qwen3.bench import BLOCK_SIZE, decode_seconds, greedy, prefill_seconds, room_for
+from qwen3.errors import Qwen3Error
 
 from .common import save, side_by_side
-
-LENGTHS = (128, 512, 1024)
-PROMPT = "def fibonacci(n):"
+from .experts import settings_of, windows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=1, help="turns that each side takes")
+    parser.add_argument("--model", default="tiny", help="folder, downloaded hub id, or tiny")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024], help="tokens of the text")
+    parser.add_argument("--new-tokens", type=int, default=8, help="tokens that each turn generates, 2 or more")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each side takes")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="which text")
 
 
 def run(args: argparse.Namespace) -> None:
-    sides = {name: LLM("tiny", kv_cache=kept) for name, kept in (("with", True), ("without", False))}
-    rows = []
-    for length in LENGTHS:
-        times = side_by_side({name: lambda llm=llm: milliseconds(llm, length) for name, llm in sides.items()}, args.rounds)
-        rows.append({"new_tokens": length, "with_ms": times["with"], "without_ms": times["without"]})
-        ratio = times["without"] / times["with"]
-        print(f"{length:5} new tokens: {times['with']:.2f} ms a token with the cache, {ratio:.1f} times that without")
-    save("kv_cache", {"question": "cache", "model": "tiny", "rows": rows})
+    if args.new_tokens < 2:
+        raise Qwen3Error("--new-tokens must be 2 or more: the first token costs the same on both sides")
+    options = {"device": args.device, "dtype": "float32", "max_num_seqs": 1, "kv_block_size": BLOCK_SIZE}
+    options["max_model_len"] = room_for(max(args.lengths), args.new_tokens)
+    llms = {name: LLM(args.model, kv_cache=kept, **options) for name, kept in (("with", True), ("without", False))}
+    text = windows(llms["with"], 1, max(args.lengths), args.seed)[0]
+    figures = []
+    for length in args.lengths:
+        row = compare(llms, text[:length], args.new_tokens, args.rounds)
+        figures.append(row)
+        print(f"{length:5} tokens: {row['with_ms']:.2f} ms a token with the cache, {row['without_ms']:.2f} ms without, "
+              f"{row['ratio']:.1f} times as long", flush=True)  # fmt: skip
+    settings = settings_of(args) | {"device": str(llms["with"].device), "dtype": "float32"}
+    save("kv_cache", __doc__.splitlines()[0], settings, figures)
 
 
-def milliseconds(llm: LLM, new_tokens: int) -> float:
-    """Mean time per generated token after the first, in milliseconds."""
-    before = llm.stats.decode_seconds
-    params = SamplingParams(max_new_tokens=new_tokens, temperature=0, ignore_eos=True)
-    llm.generate(PROMPT, params)
-    return (llm.stats.decode_seconds - before) / (new_tokens - 1) * 1e3
+def compare(llms: dict[str, LLM], prompt: list[int], new_tokens: int, rounds: int) -> dict:
+    """One row; raises RuntimeError where the two sides do not give the same tokens."""
+    tokens = {name: llm.generate([prompt], greedy(new_tokens))[0].token_ids for name, llm in llms.items()}
+    if tokens["with"] != tokens["without"]:
+        raise RuntimeError(f"after {len(prompt)} tokens the cache changes what is generated: {tokens}")
+    prefill_seconds(llms["with"], [prompt])
+    turns = {name: lambda llm=llm: decode_seconds(llm, [prompt], new_tokens) for name, llm in llms.items()}
+    times = side_by_side(turns, rounds)
+    row: dict = {"context": len(prompt), "ratio": times["without"].median / times["with"].median}
+    for name, timing in times.items():
+        row |= {f"{name}_ms": timing.median * 1e3, f"{name}_p20_ms": timing.p20 * 1e3, f"{name}_p80_ms": timing.p80 * 1e3}
+        row[f"{name}_tokens_per_second"] = 1 / timing.median
+    return row

@@ -1,0 +1,108 @@
+"""How long from a file to the first token, and how much memory does that take, beside transformers?
+
+A checkpoint of about 1 GB in one file. Each start is a fresh process, its libraries imported, that loads the weights and
+runs a prompt to its first token, the same on both sides, which take turns. Cold: the file is put out of the operating
+system's cache before each start; that it was fetched from storage is counted and stands in the record. Warm: it is in
+that cache.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from qwen3.config import ModelConfig
+from qwen3.device import resolve_device
+from qwen3.errors import Qwen3Error
+
+from .common import REPOSITORY, Timing, save, side_by_side
+from .random_checkpoint import random_checkpoint
+
+SIDES = ("ours", "theirs")
+# Where less of the file than this comes from storage, the start was not cold.
+COLD_SHARE = 0.9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", default="small", help="a shape of configs/")
+    parser.add_argument("--layers", type=int, default=5, help="layers of it")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each side takes, cold and warm")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def run(args: argparse.Namespace) -> None:
+    if not Path("/proc/self/statm").is_file():
+        raise Qwen3Error("load reads the memory of processes from /proc, which is not here: run it on Linux")
+    device = resolve_device(args.device)
+    figures = []
+    with random_checkpoint(args.shape, torch.bfloat16, device, num_hidden_layers=args.layers) as folder:
+        config, size = ModelConfig.from_folder(folder), (folder / "model.safetensors").stat().st_size
+        for state in ("cold", "warm"):
+            row = starts(folder, device, state, args.rounds)
+            figures.append(row)
+            print(f"{row['cache']}: first token after {row['ours_ms']:,.0f} ms, transformers {row['theirs_ms']:,.0f} ms, "
+                  f"{row['ratio']:.2f} times as long; memory added {row['ours_peak_bytes'] / 1e6:,.0f} MB, "
+                  f"transformers {row['theirs_peak_bytes'] / 1e6:,.0f} MB")  # fmt: skip
+    largest = config.vocab_size * config.hidden_size * torch.bfloat16.itemsize
+    settings = {"shape": args.shape, "layers": args.layers, "rounds": args.rounds, "device": str(device)}
+    settings |= {"dtype": "bfloat16", "checkpoint_bytes": size, "largest_tensor_bytes": largest}
+    save("load", __doc__.splitlines()[0], settings, figures)
+
+
+def starts(folder: Path, device: torch.device, state: str, rounds: int) -> dict:
+    """One row: cache "cold", "warm", or "unknown" where it was to be cold and the bytes from storage do not show it."""
+    measured: dict[str, list[dict]] = {side: [] for side in SIDES}
+
+    def start(side: str) -> float:
+        if state == "cold":
+            drop_from_cache(folder)
+        command = [sys.executable, "-m", "benchmarks.load_once", side, str(folder), str(device)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        if done.returncode:
+            raise Qwen3Error(f"{side} could not load {folder}: {done.stderr.strip().splitlines()[-1]}")
+        measured[side].append(json.loads(done.stdout))
+        return measured[side][-1]["total_seconds"]
+
+    for side in SIDES:
+        # Python's own files, and in the warm state the checkpoint, are in the cache from here on.
+        start(side)
+        measured[side].clear()
+    times = side_by_side({side: lambda side=side: start(side) for side in SIDES}, rounds)
+    if len(tokens := {run["token"] for runs in measured.values() for run in runs}) > 1:
+        raise RuntimeError(f"the first tokens differ: {tokens}")
+    size = (folder / "model.safetensors").stat().st_size
+    row: dict = {"cache": cache_state(state, measured, size), "ratio": times["theirs"].median / times["ours"].median}
+    for side in SIDES:
+        row |= side_figures(side, times[side], measured[side])
+    return row
+
+
+def cache_state(wanted: str, measured: dict[str, list[dict]], size: int) -> str:
+    """ "unknown" where a cold start is wanted and not every process had to fetch the file from storage."""
+    fetched = [run["storage_bytes"] for runs in measured.values() for run in runs]
+    cold = None not in fetched and min(fetched) >= COLD_SHARE * size
+    return wanted if wanted == "warm" or cold else "unknown"
+
+
+def side_figures(side: str, timing: Timing, runs: list[dict]) -> dict:
+    load = statistics.median(run["load_seconds"] for run in runs)
+    fetched = [run["storage_bytes"] for run in runs]
+    return {
+        f"{side}_ms": timing.median * 1e3, f"{side}_p20_ms": timing.p20 * 1e3, f"{side}_p80_ms": timing.p80 * 1e3,
+        f"{side}_load_ms": load * 1e3, f"{side}_peak_bytes": max(run["peak_bytes"] for run in runs),
+        f"{side}_storage_bytes": None if None in fetched else statistics.median(fetched),
+    }  # fmt: skip
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Asks the operating system to forget what it holds of the weights; not every one can."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,189 @@
+"""How fast is each operation beside eager PyTorch, torch.compile and other libraries, and how near to the limit?
+
+At the shapes of one layer of real models. On a GPU: Triton, reference, eager, compiled, and other libraries that are
+installed, each call with an empty L2 cache. Without one: the reference path beside an eager form on this CPU, and what
+the compiler says about each kernel (registers, spills, bytes, roofline time of an H100). A side is timed only after its
+error against float64 was at most twice the reference's own. The limit is measured: bytes that a large copy reads and
+writes, operations of a large matmul. What fits into a cache can be faster than the copy.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import kernels
+from qwen3.config import DTYPES, ModelConfig
+
+from .common import config_folder, copy_bandwidth, save, seconds, side_by_side
+from .ops_cases import OpCase, cases
+from .ops_libraries import library_sides
+
+MODELS = ("Qwen3-0.6B", "Qwen3-30B-A3B", "Qwen3-235B-A22B")
+CPU_DEFAULTS = {"models": MODELS[:2], "tokens": (1, 16), "contexts": (1024,), "rounds": 7}
+GPU_DEFAULTS = {"models": MODELS, "tokens": (1, 4, 16, 64, 256, 2048), "contexts": (512, 4096, 32768), "rounds": 50}
+OURS = ("triton", "reference")
+L2_FLUSH_BYTES = 2**28
+AOT_ARCHITECTURE = "sm_90"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="shapes (CPU: the first two)")
+    parser.add_argument("--tokens", type=int, nargs="+", help="tokens of a step")
+    parser.add_argument("--contexts", type=int, nargs="+", help="context lengths, in tokens")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--only", nargs="+", metavar="OP", help="these ops alone")
+    parser.add_argument("--rounds", type=int, help="turns that each side takes")
+
+
+def run(args: argparse.Namespace) -> int:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = dict(GPU_DEFAULTS if device == "cuda" else CPU_DEFAULTS)
+    settings |= {name: value for name in settings if (value := getattr(args, name))} | {"dtype": args.dtype}
+    dtype = DTYPES[args.dtype]
+    ceiling = {"bytes_per_second": 2 * copy_bandwidth(device), "flops_per_second": matmul_speed(device, dtype)}
+    print(f"limits of this device: {ceiling['bytes_per_second'] / 1e9:.1f} GB/s, "
+          f"{ceiling['flops_per_second'] / 1e12:.3f} TFLOP/s in {args.dtype}")  # fmt: skip
+    figures = []
+    for name in settings["models"]:
+        config = ModelConfig.from_folder(config_folder(name))
+        for case in cases(config, settings["tokens"], settings["contexts"], dtype, device):
+            if not args.only or case.op in args.only:
+                rows = measure(case, device, settings["rounds"], ceiling)
+                print_rows(name, case, rows)
+                figures += [{"figure": "time", "model": name} | row for row in rows]
+    if device == "cpu":
+        figures += (compiled := compiled_kernels())
+        spills = sum(row["spill_bytes"] > 0 for row in compiled)
+        print(f"{len(compiled)} kernels compiled for {AOT_ARCHITECTURE}, {spills} of them spill registers")
+    save("ops", __doc__.splitlines()[0], settings | ceiling, figures)
+    return int(any(not row["within"] and row["side"] in OURS for row in figures if row["figure"] == "time"))
+
+
+def sides(case: OpCase, device: str) -> dict[str, Callable]:
+    """Everything that can run this case here, by name."""
+    reference = getattr(kernels.backend("reference"), case.op)
+    found = {"reference": reference}
+    if case.eager:
+        found["eager"] = case.eager
+    if device == "cuda":
+        # Without this, the ninth shape of a function would run uncompiled.
+        torch.compiler.reset()
+        found["compiled"] = torch.compile(case.eager or reference, dynamic=False)
+        found["triton"] = getattr(kernels.backend("triton"), case.op)
+        found |= library_sides(case.op, case.inputs)
+    return found
+
+
+def measure(case: OpCase, device: str, rounds: int, ceiling: dict[str, float]) -> list[dict]:
+    """One row for each side: within the contract or not, and if so its time."""
+    exact, own = case.exact_outputs(), case.outputs(getattr(kernels.backend("reference"), case.op))
+    rows, runs = {}, {}
+    for name, function in sides(case, device).items():
+        rows[name] = {"op": case.op, "setting": case.setting, "side": name} | gate(case, function, exact, own, name)
+        if rows[name]["within"]:
+            runs[name] = partial(cold_seconds, partial(function, *case.inputs), device)
+    del exact, own
+    limits = case.bytes_moved / ceiling["bytes_per_second"], case.flops / ceiling["flops_per_second"]
+    for name, timing in side_by_side(runs, rounds).items():
+        rows[name] |= {
+            "median_us": timing.median * 1e6, "p20_us": timing.p20 * 1e6, "p80_us": timing.p80 * 1e6,
+            "bytes": case.bytes_moved, "flops": case.flops,
+            "gb_per_second": case.bytes_moved / timing.median / 1e9, "tflops": case.flops / timing.median / 1e12,
+            "bound": "bytes" if limits[0] >= limits[1] else "flops", "fraction_of_limit": max(limits) / timing.median,
+        }  # fmt: skip
+    return list(rows.values())
+
+
+def gate(case: OpCase, function: Callable, exact: list[Tensor], own: list[Tensor], side: str) -> dict:
+    """Whether the side keeps the contract on every output, and its largest error ratio; only our sides may raise."""
+    try:
+        outputs = case.outputs(function)
+    except Exception as error:  # whatever another library raises for a shape or a device that it has no kernel for
+        if side in OURS:
+            raise
+        return {"within": False, "error_ratio": None, "failed": " ".join(str(error).split())[:200]}
+    checks = [contract(*tensors) for tensors in zip(outputs, exact, own, strict=True)]
+    return {"within": all(within for within, _ in checks), "error_ratio": max(ratio for _, ratio in checks)}
+
+
+def contract(actual: Tensor, exact: Tensor, own: Tensor) -> tuple[bool, float]:
+    """The numbers contract: max and RMS error at most twice those of the reference in the same dtype, plus one ulp.
+
+    Also the ratio of the two RMS errors (1 when both are exact). NaN never passes. The ulp is of the largest value; in
+    the RMS error a single element may be off by it, in float32 every element (see tests/kernels/contract.py).
+    """
+    if not bool(actual.isfinite().all()):
+        return False, math.inf
+    error, own_error = (x.double().flatten() - exact.flatten() for x in (actual, own))
+    largest = float(exact.abs().max())
+    ulp = torch.finfo(own.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
+    off_by_one = actual.numel() if own.dtype == torch.float32 else 1
+    within = True
+    for order, slack in ((math.inf, ulp), (2, ulp * math.sqrt(off_by_one))):
+        norm, own_norm = (float(torch.linalg.vector_norm(e, order)) for e in (error, own_error))
+        within &= norm <= 2 * own_norm + slack
+    return within, norm / own_norm if own_norm else float(norm > 0) + 1.0
+
+
+def cold_seconds(run: Callable[[], object], device: str) -> float:
+    """Time of one call: on a GPU between two events, L2 emptied first; on a CPU the mean of calls over 2 ms or more."""
+    if device == "cuda":
+        # The flush also keeps the GPU busy while the call is queued: launches are not waited for.
+        torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device).zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    taken = [seconds(run)]
+    while sum(taken) < 2e-3:
+        taken.append(seconds(run))
+    return sum(taken) / len(taken)
+
+
+def matmul_speed(device: str, dtype: torch.dtype) -> float:
+    """Operations per second of a large square matmul."""
+    n = 8192 if device == "cuda" else 1024
+    a, b = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
+    return 2 * n**3 / side_by_side({"matmul": lambda: cold_seconds(lambda: a @ b, device)}, 9)["matmul"].median
+
+
+def compiled_kernels() -> list[dict]:
+    """What the ahead-of-time table and the kernels' own cases say; nothing without Triton."""
+    if importlib.util.find_spec("triton") is None:
+        print("Triton is not installed: its compiled kernels are left out")
+        return []
+    from kernels import aot
+
+    table = json.loads(aot.TABLE.read_text())["kernels"]
+    rows = []
+    for model, module in ((model, module) for model in aot.MODELS for module in aot.MODULES):
+        for case in importlib.import_module(f"kernels.{module}").aot_cases(aot.MODELS[model]):
+            compiled = table[f"{model}/{AOT_ARCHITECTURE}/{module}/{case.name}"]
+            roofline = max(case.bytes_moved / aot.H100_BYTES_PER_SECOND, case.flops / aot.H100_FLOPS)
+            rows.append(
+                {"figure": "compiled", "model": model, "module": module, "kernel": case.name,
+                 "architecture": AOT_ARCHITECTURE, "programs": case.programs, "registers": compiled["registers"],
+                 "spill_bytes": compiled["spill_bytes"], "blocks_per_multiprocessor": compiled["blocks_per_sm"],
+                 "wide_load_share": compiled["wide_load_share"], "bytes": case.bytes_moved, "flops": case.flops,
+                 "h100_roofline_us": roofline * 1e6}
+            )  # fmt: skip
+    return rows
+
+
+def print_rows(model: str, case: OpCase, rows: list[dict]) -> None:
+    cells = []
+    for row in rows:
+        if "median_us" in row:
+            cells.append(f"{row['side']} {row['median_us']:.1f} us ({row['fraction_of_limit']:.0%})")
+        else:
+            cells.append(f"{row['side']} {row.get('failed') or 'is outside the contract'}")
+    print(f"{model:15} {case.op:19} {case.setting:28} {', '.join(cells)}", flush=True)

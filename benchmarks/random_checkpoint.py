@@ -1,0 +1,36 @@
+"""Checkpoints of random weights, written by transformers under the published names, so that both sides load one file."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from .common import config_folder
+
+transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def random_checkpoint(shape: str, dtype: torch.dtype, device: str | torch.device = "cpu", **changes) -> Iterator[Path]:
+    """A temporary folder with weights of a shape of `configs/`, made on `device`; `changes` to its config.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = transformers.AutoConfig.from_pretrained(config_folder(shape), **changes)
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.save_pretrained(folder)
+        del model
+        write_tokenizer(Path(folder))
+        yield Path(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Single bytes: the engine wants a tokenizer, the benchmarks only token ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))

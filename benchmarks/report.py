@@ -1,0 +1,1 @@
+"""Writes the tables of README.md and the plots from the records alone."""

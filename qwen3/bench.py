@@ -1,0 +1,185 @@
+"""How fast does a model run on this device? Prefill and decode over batch sizes and context lengths."""
+
+import argparse
+import random
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from .config import DTYPES
+from .errors import Qwen3Error
+from .experts import ExpertLoad
+from .llm import LLM
+from .roofline import bytes_read, copy_bandwidth
+from .sampling import SamplingParams
+from .stats import Phase
+
+_COLUMNS = ("batch", "context", "prefill tokens/s", "decode tokens/s", "ms per step", "   p20 to p80", "GB per step",
+            "   GB/s", "of the copy")  # fmt: skip
+
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The median of several measurements and the marks below which 20% and 80% of them lie, in seconds."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Timing":
+        marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+        p20, median, p80 = torch.tensor(values, dtype=torch.float64).quantile(marks).tolist()
+        return cls(median, p20, p80)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Several runs of one batch size and context length. decode: seconds of one step; read: bytes that it must read."""
+
+    batch: int
+    context: int
+    prefill: Timing
+    decode: Timing
+    read: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--repo_id", "--repo-id", metavar="ID_OR_FOLDER",
+        help="a downloaded hub id, a folder, or tiny (default: the latest download, else tiny)",
+    )  # fmt: skip
+    model.add_argument(
+        "--random-weights", type=Path, metavar="CONFIG",
+        help="a config.json or its folder: a model of that shape with random weights, nothing to download",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=whole_numbers, default=[1, 8], metavar="N,N", help="sequences that run together")
+    parser.add_argument("--context", type=whole_numbers, default=[128, 1024], metavar="N,N", help="tokens of each prompt")
+    parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="tokens to generate for each prompt")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of which the median is taken")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto is the checkpoint's own")
+    parser.add_argument("--backend", default="auto", choices=("auto", "reference", "triton"))
+
+
+def whole_numbers(text: str) -> list[int]:
+    """ "1,8" -> [1, 8], for argparse."""
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if 0 in numbers:
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers, 1 or more, with commas between them")
+    return numbers
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.new_tokens < 2 or args.rounds < 1:
+        raise Qwen3Error("--new-tokens must be 2 or more, the first token is the prefill's; --rounds must be 1 or more")
+    model = config_folder(args.random_weights) if args.random_weights else args.repo_id
+    llm = LLM(
+        model, device=args.device, dtype=args.dtype, backend=args.backend, max_num_seqs=max(args.batch),
+        kv_block_size=BLOCK_SIZE, max_model_len=room_for(max(args.context), args.new_tokens),
+        random_weights=args.random_weights is not None,
+    )  # fmt: skip
+    require_room(llm, max(args.batch))
+    bandwidth = copy_bandwidth(llm.device)
+    total, active = llm.config.parameters()
+    size = f"{total / 1e6:,.1f} M parameters ({active / 1e6:,.1f} M active)"
+    print(f"{llm.folder} · {size}{' · random weights' * llm.random_weights}")
+    card = torch.cuda.get_device_name(llm.device) if llm.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{llm.device} ({card}) · {str(llm.dtype)[6:]} · {llm.backend} · a copy moves {bandwidth / 1e9:,.1f} GB/s")
+    print(f"medians of {args.rounds} runs of {args.new_tokens} new tokens, after one to warm up", flush=True)
+    print("  ".join(_COLUMNS))
+    for batch, context in product(args.batch, args.context):
+        print(table_row(measure(llm, batch, context, args.new_tokens, args.rounds), bandwidth), flush=True)
+    return 0
+
+
+def config_folder(path: Path) -> Path:
+    """The folder of a config.json that is named by itself or by its folder."""
+    folder = path.parent if path.name == "config.json" else path
+    if not (folder / "config.json").is_file():
+        raise Qwen3Error(f"--random-weights {path}: no config.json there: name the file or the folder that holds it")
+    return folder
+
+
+def room_for(context: int, new_tokens: int) -> int:
+    """The max_model_len with which max_num_seqs prompts of `context` tokens are sure to run together.
+
+    A sequence starts only where those that run could all grow by a block.
+    """
+    return context + new_tokens + BLOCK_SIZE
+
+
+def require_room(llm: LLM, batch: int) -> None:
+    """Raises Qwen3Error unless the KV cache holds `batch` sequences of full length."""
+    pool = llm.engine.scheduler.pool
+    if batch * pool.blocks_for(llm.max_model_len) > pool.num_blocks:
+        room = pool.num_blocks * pool.block_size
+        raise Qwen3Error(
+            f"out of memory: {batch} sequences of {llm.max_model_len} tokens do not fit into the KV cache, which has "
+            f"room for {room} tokens: lower --batch or --context"
+        )
+
+
+def measure(llm: LLM, batch: int, context: int, new_tokens: int, rounds: int) -> Speed:
+    """After one turn that warms up and counts the experts that are hit, `rounds` turns that count nothing."""
+    prompts = random_prompts(llm.config.vocab_size, batch, context)
+    prefill_seconds(llm, prompts)
+    read = bytes_per_step(llm, prompts, new_tokens)
+    turns = [(prefill_seconds(llm, prompts), decode_seconds(llm, prompts, new_tokens)) for _ in range(rounds)]
+    prefill, decode = (Timing.of(list(seconds)) for seconds in zip(*turns))
+    return Speed(batch, context, prefill, decode, read)
+
+
+def random_prompts(vocab_size: int, batch: int, context: int) -> list[list[int]]:
+    """Different token ids in every prompt, the same at every call."""
+    generator = random.Random(0)
+    return [generator.choices(range(vocab_size), k=context) for _ in range(batch)]
+
+
+def prefill_seconds(llm: LLM, prompts: list[list[int]]) -> float:
+    """Until every prompt has its first token, by the clock of whoever waits; afterwards the prompts are cached."""
+    llm.engine.scheduler.pool.forget_all()
+    return max(answer.metrics.total_seconds for answer in llm.generate(prompts, greedy(1)))
+
+
+def decode_seconds(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float:
+    """Mean time of a step in which every prompt gets a token; llm.stats.decode holds these steps alone afterwards.
+
+    The prompts must be cached: then all of them start at once, however many steps their prefill takes.
+    """
+    llm.stats.decode = Phase()
+    metrics = [answer.metrics for answer in llm.generate(prompts, greedy(new_tokens))]
+    taken = max(m.total_seconds for m in metrics) - max(m.time_to_first_token for m in metrics)
+    return taken / llm.stats.decode.steps
+
+
+def greedy(new_tokens: int, logprobs: int | None = None) -> SamplingParams:
+    """The most likely token each time, and no end before `new_tokens`."""
+    return SamplingParams(max_new_tokens=new_tokens, temperature=0, ignore_eos=True, logprobs=logprobs)
+
+
+def bytes_per_step(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float:
+    """What a decode step of these cached prompts must read: weights, the distinct experts as hit, keys and values."""
+    llm.stats.experts = ExpertLoad(llm.config, llm.device) if llm.config.num_experts else None
+    decode_seconds(llm, prompts, new_tokens)
+    read = bytes_read(llm.config, llm.dtype, llm.stats, decode=True) / llm.stats.decode.steps
+    llm.stats.experts = None
+    return read
+
+
+def table_row(speed: Speed, bandwidth: float) -> str:
+    """One line below the names of the columns; `bandwidth` in bytes per second."""
+    rate = speed.read / speed.decode.median
+    spread = f"{speed.decode.p20 * 1e3:.2f}-{speed.decode.p80 * 1e3:.2f}"
+    cells = (
+        f"{speed.batch}", f"{speed.context}", f"{speed.batch * speed.context / speed.prefill.median:,.1f}",
+        f"{speed.batch / speed.decode.median:,.1f}", f"{speed.decode.median * 1e3:.2f}", spread, f"{speed.read / 1e9:.4f}",
+        f"{rate / 1e9:,.1f}", f"{rate / bandwidth:.0%}",
+    )  # fmt: skip
+    return "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, _COLUMNS))
