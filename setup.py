@@ -21,8 +21,9 @@ setup(
         "numpy>=1.26",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.0"],
+        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.0", "matplotlib>=3.8"],
         "bench": ["transformers>=5.0", "matplotlib>=3.8"],
+        "tour": ["matplotlib>=3.8", "nbclient>=0.10", "ipykernel>=6"],
     },
     entry_points={"console_scripts": ["qwen3=qwen3.cli:main"]},
 )

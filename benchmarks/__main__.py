@@ -8,7 +8,9 @@ from pathlib import Path
 
 from qwen3.errors import Qwen3Error
 
-QUESTIONS = ("ops", "generate", "kv_cache", "load", "serve", "batching", "experts", "verify", "report")
+QUESTIONS = (
+    "ops", "generate", "kv_cache", "load", "serve", "batching", "scheduler", "experts", "verify", "terminal_picture", "report",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

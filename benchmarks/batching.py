@@ -2,13 +2,15 @@
 
 The same requests, all handed in at once, to the engine; to the engine as a static batch, where the next group starts
 when the whole last group has ended; and to transformers' continuous batching, at whichever tokens per step are fastest.
-Then requests with a common system prompt, one after the other, with prefix caching and without. Every side must give
-the same greedy tokens (float32), or nothing is recorded.
+Then requests with a common system prompt, with prefix caching and without: one after the other, and all handed in at
+once to an engine that has seen none of them. Every side must give the same greedy tokens (float32), or nothing is
+recorded.
 """
 
 import argparse
 import os
 import random
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ PAGE_SIZE = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="folder, downloaded hub id, or tiny")
     parser.add_argument("--requests", type=int, default=64, help="requests handed in at once")
-    parser.add_argument("--max-num-seqs", type=int, default=16, help="requests that run together")
+    parser.add_argument("--max-num-seqs", type=int, default=8, help="requests that run together")
     parser.add_argument("--sharing", type=int, default=32, help="requests that share a system prompt")
     parser.add_argument("--system-tokens", type=int, default=512, help="tokens of that prompt")
     parser.add_argument("--rounds", type=int, default=3, help="turns that each side takes")
@@ -82,10 +84,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"{row['side']:13} {row['tokens_per_second']:8.1f} tokens/s ({row['speed_of_static']:.2f} of static), "
               f"first token p50 {row['first_token_p50_ms']:.0f} ms, p99 {row['first_token_p99_ms']:.0f} ms")  # fmt: skip
     shared = prefix_figures(args)
-    print(f"{args.system_tokens} shared tokens: a first token after {shared['with_median_ms']:.1f} ms, without prefix "
-          f"caching {shared['without_median_ms']:.1f} ms, {shared['ratio']:.1f} times as long")  # fmt: skip
+    for row in shared:
+        print(f"{args.system_tokens} shared tokens, {row['arrival']}: a first token after {row['with_median_ms']:.1f} ms, "
+              f"without prefix caching {row['without_median_ms']:.1f} ms, {row['ratio']:.1f} times as long")  # fmt: skip
     settings = settings_of(args) | {"device": str(llm.device), "dtype": "float32"} | theirs.settings
-    save("batching", __doc__.splitlines()[0], settings, [*figures, shared])
+    save("batching", __doc__.splitlines()[0], settings, [*figures, *shared])
 
 
 def make_requests(llm: LLM, count: int, seed: int) -> Requests:
@@ -204,10 +207,10 @@ def batching_figures(sides: dict[str, Callable[[], Result]], rounds: int) -> lis
     ]  # fmt: skip
 
 
-def prefix_figures(args: argparse.Namespace) -> dict:
-    """Time to the first token of prompts that begin alike; the first of them, which fills the cache, is not counted."""
+def prefix_figures(args: argparse.Namespace) -> list[dict]:
+    """Time to the first token of prompts that begin alike, one row for each way in which they arrive."""
     longest = args.system_tokens + TAIL_TOKENS[1] + PREFIX_NEW_TOKENS
-    options = {"dtype": "float32", "max_num_seqs": 1, "max_model_len": longest}
+    options = {"dtype": "float32", "max_num_seqs": args.sharing, "max_model_len": longest}
     llms = {name: LLM(args.model, prefix_caching=on, **options) for name, on in (("with", True), ("without", False))}
     generator = random.Random(args.seed)
     system, *tails = windows(llms["with"], 9, max(args.system_tokens, TAIL_TOKENS[1]), args.seed)
@@ -215,20 +218,33 @@ def prefix_figures(args: argparse.Namespace) -> dict:
         system[: args.system_tokens] + tails[i % len(tails)][: generator.randint(*TAIL_TOKENS)]
         for i in range(args.sharing)
     ]
+    params = SamplingParams(max_new_tokens=PREFIX_NEW_TOKENS, temperature=0, ignore_eos=True)
     answers: dict[str, list[list[int]]] = {name: [] for name in llms}
 
     def next_request(name: str) -> float:
-        params = SamplingParams(max_new_tokens=PREFIX_NEW_TOKENS, temperature=0, ignore_eos=True)
         answer = llms[name].generate([prompts[len(answers[name])]], params)[0]
         answers[name].append(answer.token_ids)
         return answer.metrics.time_to_first_token
 
-    first = {name: next_request(name) for name in llms}
-    times = side_by_side({name: lambda name=name: next_request(name) for name in llms}, args.sharing - 1)
+    def all_at_once(name: str) -> float:
+        llms[name].forget_prefixes()
+        done = llms[name].generate(prompts, params)
+        if [answer.token_ids for answer in done] != answers["without"]:
+            raise RuntimeError("prefix caching, or the batch, changes the tokens")
+        return statistics.median(answer.metrics.time_to_first_token for answer in done)
+
+    # The first request, which fills the cache, is not counted.
+    for name in llms:
+        next_request(name)
+    alone = side_by_side({name: lambda name=name: next_request(name) for name in llms}, args.sharing - 1)
     if answers["with"] != answers["without"]:
         raise RuntimeError("prefix caching changes the tokens")
-    row: dict = {"figure": "prefix", "requests": args.sharing, "system_tokens": args.system_tokens}
-    for name, timing in times.items():
-        row[f"{name}_median_ms"], row[f"{name}_first_ms"] = timing.median * 1e3, first[name] * 1e3
-        row[f"{name}_p20_ms"], row[f"{name}_p80_ms"] = timing.p20 * 1e3, timing.p80 * 1e3
-    return row | {"ratio": times["without"].median / times["with"].median}
+    together = side_by_side({name: lambda name=name: all_at_once(name) for name in llms}, args.rounds)
+    rows = []
+    for arrival, times in (("one after the other", alone), ("all at once", together)):
+        row = {"figure": "prefix", "arrival": arrival, "requests": args.sharing, "system_tokens": args.system_tokens}
+        for name, timing in times.items():
+            row[f"{name}_median_ms"] = timing.median * 1e3
+            row[f"{name}_p20_ms"], row[f"{name}_p80_ms"] = timing.p20 * 1e3, timing.p80 * 1e3
+        rows.append(row | {"ratio": times["without"].median / times["with"].median})
+    return rows

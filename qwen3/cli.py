@@ -1,11 +1,11 @@
-"""The command line: download, generate, chat, info. Text goes to stdout, everything else to stderr."""
+"""The command line: download, generate, chat, bench, info. Text goes to stdout, everything else to stderr."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, bench
 from .chat import answer, converse
 from .config import DTYPES
 from .errors import Qwen3Error
@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("chat", help="talk with a model: /reset, /system TEXT, /exit")
     _add_common(sub)
     sub.set_defaults(run=_chat)
+
+    sub = commands.add_parser("bench", help="prefill and decode speed of a model on this device")
+    bench.add_arguments(sub)
+    sub.set_defaults(run=bench.run)
 
     sub = commands.add_parser("info", help="size and memory needs of a model, without loading it")
     sub.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a downloaded hub id, or tiny")

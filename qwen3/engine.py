@@ -80,6 +80,11 @@ class Engine:
         with self._lock:
             self._step()
 
+    def forget_prefixes(self) -> None:
+        """What was computed so far is shared with no later sequence."""
+        with self._lock:
+            self.scheduler.pool.forget_all()
+
     @torch.inference_mode()
     def logits(self, sequence: Sequence) -> Tensor:
         """float32 [len(token_ids), V]: the scores after every token. Nothing else runs meanwhile."""

@@ -244,6 +244,10 @@ class LLM:
         """The scores of every next token after each token of one sequence, float32 [len(token_ids), vocab_size]."""
         return self.engine.logits(self._sequence(list(token_ids), self.defaults, "the sequence", room=0))
 
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache: no request after this finds anything that was computed before."""
+        self.engine.forget_prefixes()
+
     def _sequences(self, prompts: Prompts, params) -> list[Sequence]:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         each = list(params) if isinstance(params, (list, tuple)) else [params or SamplingParams()] * len(prompts)
