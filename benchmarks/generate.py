@@ -21,14 +21,14 @@ from torch import Tensor
 
 from qwen3 import LLM, Completion
 from qwen3.bench import (
-    BLOCK_SIZE, Timing, bytes_per_step, decode_seconds, greedy, prefill_seconds, random_prompts, require_room, room_for,
+    BLOCK_SIZE, bytes_per_step, decode_seconds, greedy, prefill_seconds, random_prompts, require_room, room_for,
 )  # fmt: skip
 from qwen3.config import DTYPES, ModelConfig
 from qwen3.device import resolve_device
 from qwen3.hub import resolve
 from qwen3.memory import available_bytes
 
-from .common import CONFIGS, config_folder, copy_bandwidth, save, seconds, side_by_side
+from .common import CONFIGS, Timing, copy_bandwidth, milliseconds, save, seconds, side_by_side
 from .random_checkpoint import random_checkpoint
 from .verify import errors
 
@@ -41,8 +41,8 @@ ATTENTION = ("sdpa", "eager")
 EXPERTS = {"decode": ("grouped_mm", "batched_mm", "eager"), "prefill": ("grouped_mm", "eager")}
 # Tokens that the gate looks at, and of each the log-probabilities of the most likely ones.
 GATE_TOKENS, GATE_TOP = 8, 20
-# Steps that decide which implementation is the fastest.
-TRIAL_TOKENS = 4
+# Decode steps that show which implementation is the fastest.
+TRIAL_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def fits_twice(folder: Path, dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def cells(settings: dict) -> list[Cell]:
-    decode = [Cell("decode", batch, context) for batch, context in itertools.product(settings["batch"], settings["context"])]
+    sizes = itertools.product(settings["batch"], settings["context"])
+    decode = [Cell("decode", batch, context) for batch, context in sizes]
     return decode + [Cell("prefill", 1, context) for context in settings["prefill"]]
 
 
@@ -212,7 +213,7 @@ class Theirs:
         return found
 
     def turn(self, cell: Cell, new_tokens: int) -> Callable[[], float]:
-        """Switched to the fastest implementation for this cell; each is tried twice, first to warm up."""
+        """Switched to the fastest implementation for this cell; each is warm when it is tried."""
         tokens = self.tensor(cell.prompts(self.model.config.vocab_size))
         if cell.phase == "decode":
             cache, first = self.prompt(tokens)
@@ -222,7 +223,8 @@ class Theirs:
         tried = {}
         for implementation in itertools.product(ATTENTION, EXPERTS[cell.phase] if self.sparse else ("",)):
             self.use(*implementation)
-            tried[implementation] = min(measure(TRIAL_TOKENS) for _ in range(2))
+            measure(1)
+            tried[implementation] = measure(TRIAL_TOKENS)
         self.use(*min(tried, key=tried.get))
         return lambda: measure(new_tokens)
 
@@ -281,7 +283,7 @@ def row_of(
     row = {"dtype": dtype, "phase": cell.phase, "batch": cell.batch, "context": cell.context}
     row["ratio"] = times["theirs"].median / times["ours"].median
     for side, timing in times.items():
-        row |= {f"{side}_ms": timing.median * 1e3, f"{side}_p20_ms": timing.p20 * 1e3, f"{side}_p80_ms": timing.p80 * 1e3}
+        row |= milliseconds(side, timing)
         row[f"{side}_tokens_per_second"] = tokens / timing.median
     if read is not None:
         limit = read / settings["copy_bytes_per_second"]

@@ -1,4 +1,4 @@
-"""Checkpoints of random weights, written by transformers under the published names, so that both sides load one file."""
+"""Checkpoints of random weights, written by transformers under the published names: both sides load the same file."""
 
 import tempfile
 from collections.abc import Iterator
