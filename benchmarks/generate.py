@@ -27,8 +27,9 @@ from qwen3.config import DTYPES, ModelConfig
 from qwen3.device import resolve_device
 from qwen3.hub import resolve
 from qwen3.memory import available_bytes
+from qwen3.roofline import copy_bandwidth
 
-from .common import CONFIGS, Timing, copy_bandwidth, milliseconds, save, seconds, side_by_side
+from .common import CONFIGS, Timing, milliseconds, save, seconds, side_by_side
 from .random_checkpoint import random_checkpoint
 from .verify import errors
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     settings = dict(GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
     settings |= {name: value for name in settings if (value := getattr(args, name))}
-    settings |= {"rounds": args.rounds, "device": str(device), "copy_bytes_per_second": 2 * copy_bandwidth(device)}
+    settings |= {"rounds": args.rounds, "device": str(device), "copy_bytes_per_second": copy_bandwidth(device)}
     print(f"{settings['model']} on {device}, a large copy moves {settings['copy_bytes_per_second'] / 1e9:.1f} GB/s")
     figures, how = [], set()
     for dtype in settings["dtypes"]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .report_tables import question_of
 
-BLUE, ORANGE, GREEN = "#3b82f6", "#e0712c", "#2da44e"
+BLUE, ORANGE, GREEN, PURPLE = "#3b82f6", "#e0712c", "#2da44e", "#a05cd6"
 # Grey that stands out from white as much as from the dark background of GitHub; the background is left transparent.
 GREY = "#767d87"
 STYLE = {
@@ -89,10 +89,8 @@ def serve(record: dict) -> Figure:
     rates = [f["requests_per_second"] for f in record["figures"]]
     speed.plot(rates, [f["tokens_per_second"] for f in record["figures"]], marker="o", markersize=4, color=GREEN)
     speed.set(title="throughput", ylabel="tokens per second")
-    for axes, name, title in (
-        (first, "first_piece", "time to first token"),
-        (between, "inter_piece", "time between tokens"),
-    ):
+    waits = (first, "first_piece", "time to the first piece of text"), (between, "inter_piece", "time between pieces")
+    for axes, name, title in waits:
         for percent, color in ((99, ORANGE), (50, BLUE)):
             values = [f[f"{name}_p{percent}_ms"] for f in record["figures"]]
             axes.plot(rates, values, marker="o", markersize=4, color=color, label=f"p{percent}")
@@ -136,12 +134,11 @@ def experts(record: dict) -> Figure:
 def ops(record: dict) -> Figure:
     figure, [axes] = panels(1, 7, 4.2)
     settings = record["settings"]
-    rows = [f for f in record["figures"] if f["figure"] == "time" and f["side"] == "triton" and "tflops" in f]
-    colors = matplotlib.colormaps["tab10"].colors
-    for op, color in zip(dict.fromkeys(f["op"] for f in rows), colors):
-        points = [(f["flops"] / f["bytes"], f["tflops"]) for f in rows if f["op"] == op and f["flops"]]
+    rows = [f for f in record["figures"] if f["figure"] == "time" and f["side"] == "triton" and f.get("tflops")]
+    for family, color in (("attention", BLUE), ("experts", ORANGE), ("projections", GREEN), ("others", PURPLE)):
+        points = [(f["flops"] / f["bytes"], f["tflops"]) for f in rows if family_of(f["op"]) == family]
         if points:
-            axes.scatter(*zip(*points), s=14, color=color, label=op, zorder=3)
+            axes.scatter(*zip(*points), s=14, color=color, label=family, zorder=3)
     corner = settings["flops_per_second"] / settings["bytes_per_second"]
     ends = (0.1, corner, 10 * corner)
     roof = [min(x * settings["bytes_per_second"], settings["flops_per_second"]) / 1e12 for x in ends]
@@ -149,8 +146,13 @@ def ops(record: dict) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="operations per byte that must move (log scale)",
              ylabel="TFLOP/s (log scale)")  # fmt: skip
     axes.grid(True)
-    figure.legend(loc="outside right upper", fontsize=9)
+    axes.legend(loc="lower right")
     return figure
+
+
+def family_of(op: str) -> str:
+    names = {"attention": "attention", "moe": "experts", "route": "experts", "linear": "projections"}
+    return next((family for part, family in names.items() if part in op), "others")
 
 
 def plain_numbers(axes: Axes) -> None:

@@ -1,7 +1,7 @@
 """The tables of README.md: a record in, Markdown out."""
 
 from collections.abc import Callable, Iterable
-from statistics import fmean
+from statistics import fmean, median
 
 from qwen3.errors import Qwen3Error
 
@@ -41,8 +41,8 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[object]], text_colum
 
 def spread(row: dict, side: str, digits: int = 2) -> str:
     """Median and, in brackets, p20 to p80, in milliseconds."""
-    median, low, high = (f"{row[f'{side}_{mark}ms']:,.{digits}f}" for mark in ("", "p20_", "p80_"))
-    return f"{median} ({low} to {high})"
+    middle, low, high = (f"{row[f'{side}_{mark}ms']:,.{digits}f}" for mark in ("", "p20_", "p80_"))
+    return f"{middle} ({low} to {high})"
 
 
 def generate(record: dict) -> str:
@@ -105,8 +105,8 @@ def batching(record: dict) -> str:
 
 
 def spread_of_prefix(row: dict, side: str) -> str:
-    median, low, high = (f"{row[f'{side}_{mark}_ms']:,.1f}" for mark in ("median", "p20", "p80"))
-    return f"{median} ({low} to {high})"
+    middle, low, high = (f"{row[f'{side}_{mark}_ms']:,.1f}" for mark in ("median", "p20", "p80"))
+    return f"{middle} ({low} to {high})"
 
 
 def experts(record: dict) -> str:
@@ -139,18 +139,33 @@ def verify(record: dict) -> str:
 
 
 def ops(record: dict) -> str:
-    """Microseconds of every side, and how much of the limit the fastest of ours reaches."""
-    timed = of_kind(record, "time")
-    sides = list(dict.fromkeys(f["side"] for f in timed))
-    header = ("model", "operation", "size", *(f"{side}, µs" for side in sides), "of the limit")
+    """How our side (Triton, where it was timed) compares with each other side and with the limit, for each op."""
+    timed = [f for f in of_kind(record, "time") if "median_us" in f]
+    ours = "triton" if any(f["side"] == "triton" for f in timed) else "reference"
+    others = [side for side in dict.fromkeys(f["side"] for f in timed) if side != ours]
+    header = ("model", "operation", "sizes", *(f"times as fast as {side}" for side in others), "of the limit")
     rows = []
-    for key in dict.fromkeys((f["model"], f["op"], f["setting"]) for f in timed):
-        cells = {f["side"]: f for f in timed if (f["model"], f["op"], f["setting"]) == key}
-        times = (f"{cells[side]['median_us']:,.1f}" if "median_us" in cells.get(side, {}) else "" for side in sides)
-        ours = cells.get("triton") or cells["reference"]
-        share = f"{ours['fraction_of_limit']:.0%}" if "fraction_of_limit" in ours else ""
-        rows.append((key[0], f"`{key[1]}`", key[2], *times, share))
-    return markdown(header, rows, 3)
+    for model, op in dict.fromkeys((f["model"], f["op"]) for f in timed):
+        by_side: dict[str, dict[str, dict]] = {side: {} for side in (ours, *others)}
+        for f in timed:
+            if (f["model"], f["op"]) == (model, op):
+                by_side[f["side"]][f["setting"]] = f
+        mine = by_side.pop(ours)
+        ratios = [
+            [theirs[size]["median_us"] / mine[size]["median_us"] for size in theirs if size in mine]
+            for theirs in by_side.values()
+        ]
+        limits = [f["fraction_of_limit"] for f in mine.values()]
+        cells = (over_sizes(values, ".2f") for values in ratios)
+        rows.append((model, f"`{op}`", len(mine), *cells, over_sizes(limits, ".0%")))
+    return f"Medians over the sizes, in brackets the range; ours is {ours}.\n\n{markdown(header, rows, 2)}"
+
+
+def over_sizes(values: list[float], form: str) -> str:
+    """The median and the range; nothing where there are no values."""
+    if len(values) < 2:
+        return "".join(f"{value:{form}}" for value in values)
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def of_kind(record: dict, figure: str) -> list[dict]:

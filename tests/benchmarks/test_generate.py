@@ -59,11 +59,11 @@ def test_a_row_for_each_cell(monkeypatch, folder, together):
         (dtype, *cell) for dtype in ("float32", "bfloat16") for cell in cells
     ]
     for row in rows:
-        assert row["within"] and row["ratio"] == row["theirs_ms"] / row["ours_ms"]
+        assert row["within"] and row["ratio"] == pytest.approx(row["theirs_ms"] / row["ours_ms"])
         tokens = row["batch"] * (row["context"] if row["phase"] == "prefill" else 1)
         assert row["ours_tokens_per_second"] == pytest.approx(tokens / row["ours_ms"] * 1e3)
         if row["phase"] == "decode":
-            limit = row["bytes_per_step"] / 2e9
+            limit = row["bytes_per_step"] / 1e9
             assert row["fraction_of_copy"] == pytest.approx(limit / row["ours_ms"] * 1e3, rel=1e-3)
 
 

@@ -202,9 +202,17 @@ def test_a_record_without_a_table_is_refused(house, tmp_path, drawn_fast):
         house()
 
 
-def test_an_op_that_failed_has_an_empty_cell():
-    text = report_tables.table("ops.cuda", RECORDS["ops.cuda"])
-    assert "| M | `sample` | 1 tokens |  |  |  |" in text and "| M | `linear` | 1 tokens | 4.0 | 6.0 | 80% |" in text
+def test_ops_are_summed_up_over_their_sizes():
+    times = {("1 tokens", "reference"): 4.0, ("1 tokens", "eager"): 6.0, ("16 tokens", "reference"): 2.0,
+             ("16 tokens", "eager"): 5.0, ("2 tokens", "reference"): 1.0}  # fmt: skip
+    figures = [
+        {"figure": "time", "model": "M", "op": "linear", "setting": setting, "side": name, "median_us": time}
+        | {"fraction_of_limit": time / 10}
+        for (setting, name), time in times.items()
+    ]
+    failed = {"figure": "time", "model": "M", "op": "sample", "setting": "1 tokens", "side": "eager", "failed": "no"}
+    text = report_tables.ops({"figures": [*figures, failed, {"figure": "compiled"}]})
+    assert "| M | `linear` | 3 | 2.00 (1.50 to 2.50) | 20% (10% to 40%) |" in text and "sample" not in text
 
 
 def test_what_a_gpu_measured_is_said_to_be_the_gpus():
