@@ -8,7 +8,6 @@ transformers' own. The limit of a decode step is the time to copy as many bytes 
 """
 
 import argparse
-import gc
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,7 +28,7 @@ from qwen3.hub import resolve
 from qwen3.memory import available_bytes
 from qwen3.roofline import copy_bandwidth
 
-from .common import CONFIGS, Timing, milliseconds, save, seconds, side_by_side
+from .common import CONFIGS, Timing, milliseconds, release_memory, save, seconds, side_by_side
 from .random_checkpoint import random_checkpoint
 from .verify import errors
 
@@ -87,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
             for row in compare(folder, dtype, device, settings):
                 print_row(row)
                 figures.append(row)
+        release_memory(device)
     name = f"generate_{Path(settings['model']).name}"
     save(name, __doc__.splitlines()[0], settings | {"both_sides_loaded": " or ".join(sorted(how))}, figures)
 
@@ -127,9 +127,7 @@ def apart(folder: Path, dtype: str, device: torch.device, settings: dict) -> Ite
         answers = ours.answers(cell)
         measured[cell] = answers, side_by_side({"ours": ours.turn(cell)}, settings["rounds"]), ours.read(cell)
     del ours
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(device)
     theirs = Theirs(folder, dtype, device)
     for cell, (answers, times, read) in measured.items():
         gate = theirs.gate(cell, answers)
