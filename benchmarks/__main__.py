@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser(asked: list[str]) -> argparse.ArgumentParser:
-    """Only the question that is asked is imported: some need libraries that take seconds to import, or are not there."""
+    """Only the question that is asked is imported: libraries that others need may be slow, or not there."""
     parser = _Parser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(title="questions", required=True, metavar="QUESTION")
     for name in QUESTIONS:

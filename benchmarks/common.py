@@ -1,5 +1,6 @@
 """What every benchmark needs: timings taken side by side, the machine's name, and a record of the result."""
 
+import gc
 import json
 import os
 import platform
@@ -42,9 +43,22 @@ def side_by_side(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str,
     return {name: Timing.of(values) for name, values in measured.items()}
 
 
+def milliseconds(side: str, timing: Timing) -> dict[str, float]:
+    """The three marks as a record holds them, for one of the sides that took turns."""
+    marks = {"": timing.median, "p20_": timing.p20, "p80_": timing.p80}
+    return {f"{side}_{mark}ms": value * 1e3 for mark, value in marks.items()}
+
+
 def copy_bandwidth(device: str | torch.device) -> float:
     """Bytes read per second by a large copy, the median of nine; the copy writes as many at the same time."""
     return roofline.copy_bandwidth(torch.device(device)) / 2
+
+
+def release_memory(device: str | torch.device) -> None:
+    """Gives back what models that nobody uses any more have held."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def machine() -> dict:

@@ -8,7 +8,6 @@ transformers' own. The limit of a decode step is the time to copy as many bytes 
 """
 
 import argparse
-import gc
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,14 +20,15 @@ from torch import Tensor
 
 from qwen3 import LLM, Completion
 from qwen3.bench import (
-    BLOCK_SIZE, Timing, bytes_per_step, decode_seconds, greedy, prefill_seconds, random_prompts, require_room, room_for,
+    BLOCK_SIZE, bytes_per_step, decode_seconds, greedy, prefill_seconds, random_prompts, require_room, room_for,
 )  # fmt: skip
 from qwen3.config import DTYPES, ModelConfig
 from qwen3.device import resolve_device
 from qwen3.hub import resolve
 from qwen3.memory import available_bytes
+from qwen3.roofline import copy_bandwidth
 
-from .common import CONFIGS, config_folder, copy_bandwidth, save, seconds, side_by_side
+from .common import CONFIGS, Timing, milliseconds, release_memory, save, seconds, side_by_side
 from .random_checkpoint import random_checkpoint
 from .verify import errors
 
@@ -41,8 +41,8 @@ ATTENTION = ("sdpa", "eager")
 EXPERTS = {"decode": ("grouped_mm", "batched_mm", "eager"), "prefill": ("grouped_mm", "eager")}
 # Tokens that the gate looks at, and of each the log-probabilities of the most likely ones.
 GATE_TOKENS, GATE_TOP = 8, 20
-# Steps that decide which implementation is the fastest.
-TRIAL_TOKENS = 4
+# Decode steps that show which implementation is the fastest.
+TRIAL_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     settings = dict(GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
     settings |= {name: value for name in settings if (value := getattr(args, name))}
-    settings |= {"rounds": args.rounds, "device": str(device), "copy_bytes_per_second": 2 * copy_bandwidth(device)}
+    settings |= {"rounds": args.rounds, "device": str(device), "copy_bytes_per_second": copy_bandwidth(device)}
     print(f"{settings['model']} on {device}, a large copy moves {settings['copy_bytes_per_second'] / 1e9:.1f} GB/s")
     figures, how = [], set()
     for dtype in settings["dtypes"]:
@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
             for row in compare(folder, dtype, device, settings):
                 print_row(row)
                 figures.append(row)
+        release_memory(device)
     name = f"generate_{Path(settings['model']).name}"
     save(name, __doc__.splitlines()[0], settings | {"both_sides_loaded": " or ".join(sorted(how))}, figures)
 
@@ -104,7 +105,8 @@ def fits_twice(folder: Path, dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def cells(settings: dict) -> list[Cell]:
-    decode = [Cell("decode", batch, context) for batch, context in itertools.product(settings["batch"], settings["context"])]
+    sizes = itertools.product(settings["batch"], settings["context"])
+    decode = [Cell("decode", batch, context) for batch, context in sizes]
     return decode + [Cell("prefill", 1, context) for context in settings["prefill"]]
 
 
@@ -125,9 +127,7 @@ def apart(folder: Path, dtype: str, device: torch.device, settings: dict) -> Ite
         answers = ours.answers(cell)
         measured[cell] = answers, side_by_side({"ours": ours.turn(cell)}, settings["rounds"]), ours.read(cell)
     del ours
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(device)
     theirs = Theirs(folder, dtype, device)
     for cell, (answers, times, read) in measured.items():
         gate = theirs.gate(cell, answers)
@@ -212,7 +212,7 @@ class Theirs:
         return found
 
     def turn(self, cell: Cell, new_tokens: int) -> Callable[[], float]:
-        """Switched to the fastest implementation for this cell; each is tried twice, first to warm up."""
+        """Switched to the fastest implementation for this cell; each is warm when it is tried."""
         tokens = self.tensor(cell.prompts(self.model.config.vocab_size))
         if cell.phase == "decode":
             cache, first = self.prompt(tokens)
@@ -222,7 +222,8 @@ class Theirs:
         tried = {}
         for implementation in itertools.product(ATTENTION, EXPERTS[cell.phase] if self.sparse else ("",)):
             self.use(*implementation)
-            tried[implementation] = min(measure(TRIAL_TOKENS) for _ in range(2))
+            measure(1)
+            tried[implementation] = measure(TRIAL_TOKENS)
         self.use(*min(tried, key=tried.get))
         return lambda: measure(new_tokens)
 
@@ -281,7 +282,7 @@ def row_of(
     row = {"dtype": dtype, "phase": cell.phase, "batch": cell.batch, "context": cell.context}
     row["ratio"] = times["theirs"].median / times["ours"].median
     for side, timing in times.items():
-        row |= {f"{side}_ms": timing.median * 1e3, f"{side}_p20_ms": timing.p20 * 1e3, f"{side}_p80_ms": timing.p80 * 1e3}
+        row |= milliseconds(side, timing)
         row[f"{side}_tokens_per_second"] = tokens / timing.median
     if read is not None:
         limit = read / settings["copy_bytes_per_second"]

@@ -10,7 +10,7 @@ from qwen3 import LLM
 from qwen3.bench import BLOCK_SIZE, decode_seconds, greedy, prefill_seconds, room_for
 from qwen3.errors import Qwen3Error
 
-from .common import save, side_by_side
+from .common import milliseconds, save, side_by_side
 from .experts import settings_of, windows
 
 
@@ -50,6 +50,6 @@ def compare(llms: dict[str, LLM], prompt: list[int], new_tokens: int, rounds: in
     times = side_by_side(turns, rounds)
     row: dict = {"context": len(prompt), "ratio": times["without"].median / times["with"].median}
     for name, timing in times.items():
-        row |= {f"{name}_ms": timing.median * 1e3, f"{name}_p20_ms": timing.p20 * 1e3, f"{name}_p80_ms": timing.p80 * 1e3}
+        row |= milliseconds(name, timing)
         row[f"{name}_tokens_per_second"] = 1 / timing.median
     return row

@@ -1,9 +1,9 @@
 """How long from a file to the first token, and how much memory does that take, beside transformers?
 
-A checkpoint of about 1 GB in one file. Each start is a fresh process, its libraries imported, that loads the weights and
-runs a prompt to its first token, the same on both sides, which take turns. Cold: the file is put out of the operating
-system's cache before each start; that it was fetched from storage is counted and stands in the record. Warm: it is in
-that cache.
+A checkpoint of about 1 GB in one file. Each start is a fresh process, its libraries imported, that loads the weights
+and runs a prompt to its first token, the same token on both sides, which take turns. Cold: the file is put out of the
+operating system's cache before each start; the bytes then fetched from storage are counted and stand in the record.
+Warm: the file is in that cache.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from qwen3.config import ModelConfig
 from qwen3.device import resolve_device
 from qwen3.errors import Qwen3Error
 
-from .common import REPOSITORY, Timing, save, side_by_side
+from .common import REPOSITORY, Timing, milliseconds, save, side_by_side
 from .random_checkpoint import random_checkpoint
 
 SIDES = ("ours", "theirs")
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> None:
         for state in ("cold", "warm"):
             row = starts(folder, device, state, args.rounds)
             figures.append(row)
-            print(f"{row['cache']}: first token after {row['ours_ms']:,.0f} ms, transformers {row['theirs_ms']:,.0f} ms, "
-                  f"{row['ratio']:.2f} times as long; memory added {row['ours_peak_bytes'] / 1e6:,.0f} MB, "
-                  f"transformers {row['theirs_peak_bytes'] / 1e6:,.0f} MB")  # fmt: skip
+            print(f"{row['cache']}: first token after {row['ours_ms']:,.0f} ms, memory added "
+                  f"{row['ours_peak_bytes'] / 1e6:,.0f} MB; transformers {row['theirs_ms']:,.0f} ms, "
+                  f"{row['ratio']:.2f} times as long, {row['theirs_peak_bytes'] / 1e6:,.0f} MB")  # fmt: skip
     largest = config.vocab_size * config.hidden_size * torch.bfloat16.itemsize
     settings = {"shape": args.shape, "layers": args.layers, "rounds": args.rounds, "device": str(device)}
     settings |= {"dtype": "bfloat16", "checkpoint_bytes": size, "largest_tensor_bytes": largest}
@@ -92,8 +92,7 @@ def cache_state(wanted: str, measured: dict[str, list[dict]], size: int) -> str:
 def side_figures(side: str, timing: Timing, runs: list[dict]) -> dict:
     load = statistics.median(run["load_seconds"] for run in runs)
     fetched = [run["storage_bytes"] for run in runs]
-    return {
-        f"{side}_ms": timing.median * 1e3, f"{side}_p20_ms": timing.p20 * 1e3, f"{side}_p80_ms": timing.p80 * 1e3,
+    return milliseconds(side, timing) | {
         f"{side}_load_ms": load * 1e3, f"{side}_peak_bytes": max(run["peak_bytes"] for run in runs),
         f"{side}_storage_bytes": None if None in fetched else statistics.median(fetched),
     }  # fmt: skip

@@ -48,8 +48,8 @@ def theirs(folder: str, device: torch.device) -> Callable:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    # Imported by the library only when it is named.
-    transformers.Qwen3MoeForCausalLM
+    # The library imports a model only when it is named.
+    _ = transformers.Qwen3MoeForCausalLM
     placement = {"device_map": device} if device.type == "cuda" else {}
 
     def load() -> Callable[[], int]:

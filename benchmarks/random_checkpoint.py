@@ -1,4 +1,4 @@
-"""Checkpoints of random weights, written by transformers under the published names, so that both sides load one file."""
+"""Checkpoints of random weights, written by transformers under the published names: both sides load the same file."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from .common import config_folder
+from .common import config_folder, release_memory
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -24,6 +24,7 @@ def random_checkpoint(shape: str, dtype: torch.dtype, device: str | torch.device
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.save_pretrained(folder)
         del model
+        release_memory(device)
         write_tokenizer(Path(folder))
         yield Path(folder)
 

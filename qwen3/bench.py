@@ -59,8 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random-weights", type=Path, metavar="CONFIG",
         help="a config.json or its folder: a model of that shape with random weights, nothing to download",
     )  # fmt: skip
-    parser.add_argument("--batch", type=whole_numbers, default=[1, 8], metavar="N,N", help="sequences that run together")
-    parser.add_argument("--context", type=whole_numbers, default=[128, 1024], metavar="N,N", help="tokens of each prompt")
+    parser.add_argument(
+        "--batch", type=whole_numbers, default=[1, 8], metavar="N,N", help="sequences that run together"
+    )
+    parser.add_argument(
+        "--context", type=whole_numbers, default=[128, 1024], metavar="N,N", help="tokens of each prompt"
+    )
     parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="tokens to generate for each prompt")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of which the median is taken")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
@@ -82,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     model = config_folder(args.random_weights) if args.random_weights else args.repo_id
     llm = LLM(
         model, device=args.device, dtype=args.dtype, backend=args.backend, max_num_seqs=max(args.batch),
-        kv_block_size=BLOCK_SIZE, max_model_len=room_for(max(args.context), args.new_tokens),
+        max_num_batched_tokens=max(8192, max(args.batch) * BLOCK_SIZE), kv_block_size=BLOCK_SIZE,
+        max_model_len=room_for(max(args.context), args.new_tokens),
         random_weights=args.random_weights is not None,
     )  # fmt: skip
     require_room(llm, max(args.batch))
@@ -151,7 +156,8 @@ def prefill_seconds(llm: LLM, prompts: list[list[int]]) -> float:
 def decode_seconds(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float:
     """Mean time of a step in which every prompt gets a token; llm.stats.decode holds these steps alone afterwards.
 
-    The prompts must be cached: then all of them start at once, however many steps their prefill takes.
+    The prompts must be cached: then all of them start at once, however many steps their prefill takes, where one step
+    may compute a block for each of them.
     """
     llm.stats.decode = Phase()
     metrics = [answer.metrics for answer in llm.generate(prompts, greedy(new_tokens))]
@@ -179,7 +185,7 @@ def table_row(speed: Speed, bandwidth: float) -> str:
     spread = f"{speed.decode.p20 * 1e3:.2f}-{speed.decode.p80 * 1e3:.2f}"
     cells = (
         f"{speed.batch}", f"{speed.context}", f"{speed.batch * speed.context / speed.prefill.median:,.1f}",
-        f"{speed.batch / speed.decode.median:,.1f}", f"{speed.decode.median * 1e3:.2f}", spread, f"{speed.read / 1e9:.4f}",
-        f"{rate / 1e9:,.1f}", f"{rate / bandwidth:.0%}",
+        f"{speed.batch / speed.decode.median:,.1f}", f"{speed.decode.median * 1e3:.2f}", spread,
+        f"{speed.read / 1e9:.4f}", f"{rate / 1e9:,.1f}", f"{rate / bandwidth:.0%}",
     )  # fmt: skip
     return "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, _COLUMNS))

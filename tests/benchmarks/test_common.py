@@ -1,0 +1,90 @@
+"""Turns, records and shapes."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import common
+from qwen3 import Qwen3Error
+from qwen3.config import ModelConfig
+
+# The sizes that the model cards publish.
+PARAMETERS = {
+    "Qwen3-0.6B": (596_049_920, 596_049_920),
+    "Qwen3-30B-A3B": (30_532_122_624, 3_353_032_704),
+    "Qwen3-235B-A22B": (235_093_634_560, 22_190_763_520),
+}
+
+
+def test_sides_take_turns_and_each_has_its_own_marks():
+    calls, values = [], {"ours": iter([3.0, 1.0, 2.0]), "theirs": iter([9.0, 9.0, 6.0])}
+
+    def turn(name):
+        calls.append(name)
+        return next(values[name])
+
+    times = common.side_by_side({name: lambda name=name: turn(name) for name in values}, 3)
+    assert calls == ["ours", "theirs"] * 3
+    assert times["ours"] == common.Timing(2.0, pytest.approx(1.4), pytest.approx(2.6))
+    assert times["theirs"].median == 9.0 and times["theirs"].p20 == pytest.approx(7.2)
+    assert common.milliseconds("ours", times["ours"]) == pytest.approx(
+        {"ours_ms": 2000, "ours_p20_ms": 1400, "ours_p80_ms": 2600}
+    )
+
+
+def test_a_record_says_what_was_measured_and_on_what(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    path = common.save("some", "How fast?", {"device": "cpu", "batch": [1, 8]}, [{"ms": 1.5}])
+    assert path == tmp_path / "some.json" and list(tmp_path.iterdir()) == [path]
+    record = common.load_records(tmp_path)["some"]
+    assert record["question"] == "How fast?" and record["figures"] == [{"ms": 1.5}]
+    assert record["settings"] == {"device": "cpu", "batch": [1, 8]}
+    machine = record["machine"]
+    assert machine["torch"] == torch.__version__ and machine["cpu"] and machine["threads"] == torch.get_num_threads()
+    assert machine["commit"] is None or len(machine["commit"].rstrip("+")) == 40
+
+
+def test_a_gpus_record_leaves_the_cpus_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(common.torch.cuda, "get_device_name", lambda: "a GPU")
+    names = [common.save("some", "?", settings, {}).name for settings in ({}, {"device": "cuda:0"}, {"device": "cpu"})]
+    assert names == ["some.cuda.json", "some.cuda.json", "some.json"]
+    assert common.load_records(tmp_path)["some.cuda"]["machine"]["gpu"] == "a GPU"
+
+
+def test_a_broken_record_is_named(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(Qwen3Error, match=r"bad\.json"):
+        common.load_records(tmp_path)
+
+
+def test_copy_bandwidth_counts_what_is_read(monkeypatch):
+    monkeypatch.setattr(common.roofline, "copy_bandwidth", lambda device: 6.0)
+    assert common.copy_bandwidth("cpu") == 3.0
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_shapes_of_the_real_models(name):
+    config = ModelConfig.from_folder(common.config_folder(name))
+    assert config.parameters() == PARAMETERS[name] and config.rope_theta == 1e6 and config.max_positions == 40960
+    assert config.eos_token_ids == (151645,) and config.dtype == torch.bfloat16
+
+
+def test_shapes_are_those_that_the_kernels_are_compiled_for():
+    aot = pytest.importorskip("kernels.aot")
+    for name, model in (("Qwen3-30B-A3B", aot.MODELS["30B"]), ("Qwen3-235B-A22B", aot.MODELS["235B"])):
+        config = ModelConfig.from_folder(common.config_folder(name))
+        assert {field: getattr(config, field) for field in vars(model)} == vars(model)
+
+
+def test_tiny_shape_is_that_of_the_embedded_model():
+    shape = ModelConfig.from_folder(common.config_folder("tiny-shape"))
+    tiny = json.loads((common.REPOSITORY / "qwen3/tiny/config.json").read_text())
+    assert shape.parameters() == ModelConfig.from_hf(tiny).parameters()
+
+
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(Qwen3Error, match="Qwen3-0.6B.*small.*tiny-shape"):
+        common.config_folder("large")
