@@ -9,7 +9,8 @@ from pathlib import Path
 from qwen3.errors import Qwen3Error
 
 QUESTIONS = (
-    "ops", "generate", "kv_cache", "load", "serve", "batching", "scheduler", "experts", "verify", "terminal_picture", "report",
+    "fits", "ops", "generate", "kv_cache", "load", "serve", "batching", "scheduler",
+    "experts", "verify", "terminal", "report",
 )  # fmt: skip
 
 

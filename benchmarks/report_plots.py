@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from . import terminal
 from .report_tables import question_of
 
 BLUE, ORANGE, GREEN, PURPLE = "#3b82f6", "#e0712c", "#2da44e", "#a05cd6"
@@ -25,8 +26,10 @@ STYLE = {
 def plot(name: str, record: dict) -> str | None:
     """The SVG of the record `name`; None where nothing is drawn of it."""
     # A CPU's record of the operations has no kernels in it.
-    if question_of(name) not in PLOTS or name == "ops":
+    if question_of(name) not in {*PLOTS, "terminal"} or name == "ops":
         return None
+    if name == "terminal":
+        return terminal.draw(record)
     with matplotlib.rc_context(STYLE):
         figure = PLOTS[question_of(name)](record)
         file = io.StringIO()

@@ -98,15 +98,38 @@ def batching(record: dict) -> str:
          f"{f['first_token_p99_ms']:,.0f}")
         for f in of_kind(record, "batching")
     ]  # fmt: skip
-    [shared] = of_kind(record, "prefix")
-    header_of_prefix = (f"{shared['system_tokens']} tokens shared", "first token, ms")
-    prefix = [(f"{name} prefix caching", spread_of_prefix(shared, name)) for name in ("with", "without")]
+    shared = of_kind(record, "prefix")
+    header_of_prefix = (f"{shared[0]['requests']} requests that share {shared[0]['system_tokens']} tokens",
+                        "first token, ms", "without prefix caching", "times as long")  # fmt: skip
+    prefix = [
+        (f["arrival"], spread_of_prefix(f, "with"), spread_of_prefix(f, "without"), f"{f['ratio']:.1f}") for f in shared
+    ]
     return f"{markdown(header, rows)}\n\n{markdown(header_of_prefix, prefix)}"
 
 
 def spread_of_prefix(row: dict, side: str) -> str:
     middle, low, high = (f"{row[f'{side}_{mark}_ms']:,.1f}" for mark in ("median", "p20", "p80"))
     return f"{middle} ({low} to {high})"
+
+
+def scheduler(record: dict) -> str:
+    header = ("sequences that run", "ms a step", "us a sequence")
+    rows = [
+        (f"{f['sequences']:,}", f"{f['median_us'] / 1e3:.3f}", f"{f['us_per_sequence']:.2f}") for f in record["figures"]
+    ]
+    return markdown(header, rows, 0)
+
+
+def fits(record: dict) -> str:
+    """Rows are models, columns are cards."""
+    cards = list(dict.fromkeys((f["card"], f["memory_gb"]) for f in record["figures"]))
+    header = ("", "weights, GB", "KV, bytes a token", *(f"{card}, {gigabytes} GB" for card, gigabytes in cards))
+    rows = []
+    for model in dict.fromkeys(f["model"] for f in record["figures"]):
+        here = [f for f in record["figures"] if f["model"] == model]
+        room = [f"{f['tokens']:,} tokens" if f["tokens"] else "no" for f in here]
+        rows.append((model, f"{here[0]['weight_bytes'] / 1e9:.1f}", f"{here[0]['kv_bytes_per_token']:,}", *room))
+    return markdown(header, rows)
 
 
 def experts(record: dict) -> str:
@@ -174,5 +197,5 @@ def of_kind(record: dict, figure: str) -> list[dict]:
 
 TABLES: dict[str, Callable[[dict], str]] = {
     "generate": generate, "kv_cache": kv_cache, "load": load, "serve": serve, "batching": batching, "experts": experts,
-    "verify": verify, "ops": ops,
+    "verify": verify, "ops": ops, "scheduler": scheduler, "fits": fits,
 }  # fmt: skip

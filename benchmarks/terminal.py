@@ -1,6 +1,6 @@
-"""What does `qwen3 generate` look like in a terminal? Runs it, records what it prints and when, and draws that.
+"""What does `qwen3 generate` look like in a terminal? Runs it and records what it prints and when.
 
-The picture is an animated SVG without scripts; where animations are off, it shows the whole text.
+The report draws that: the picture is an animated SVG without scripts; where animations are off, it shows the whole text.
 """
 
 import argparse
@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from .common import machine, save
+from .common import save
 
 ROOT = Path(__file__).parent.parent
-PICTURE = Path(__file__).parent / "plots" / "terminal.svg"
 COLUMNS = 100
 # Pixels; a cell holds one character.
 CELL_WIDTH, CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 8, 19, 16, 34
@@ -44,17 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     command = ["generate", "--prompt", args.prompt, "--dtype", "float32", "--seed", str(args.seed)]
-    result = record([*command, "--max-new-tokens", str(args.max_new_tokens), "--stats"])
-    save("terminal", result)
-    draw(result, PICTURE)
-    print(f"drawn to {PICTURE}")
+    command += ["--max-new-tokens", str(args.max_new_tokens), "--stats"]
+    settings = {"command": shlex.join(["qwen3", *command]), "device": "cpu"}
+    save("terminal", __doc__.splitlines()[0], settings, play(command))
 
 
-def record(arguments: list[str]) -> dict:
+def play(arguments: list[str]) -> list[dict]:
     """Runs `qwen3 ARGUMENTS` in an empty folder, so with the embedded model unless another one is named.
 
-    Returns the command, the machine and the events: stream ("stdout" or "stderr"), seconds since the first output,
-    text. Paths into this repository are made relative to it. Raises RuntimeError with what was printed when the command
+    Returns the events: stream ("stdout" or "stderr"), seconds since the first output, text. Paths into this repository are made relative to it. Raises RuntimeError with what was printed when the command
     fails.
     """
     command = [sys.executable, "-m", "qwen3", *arguments]
@@ -80,17 +77,16 @@ def record(arguments: list[str]) -> dict:
     first = events[0]["seconds"]
     for event in events:
         event["seconds"] = round(event["seconds"] - first, 4)
-    command = shlex.join(["qwen3", *arguments])
-    return {"question": "terminal", "command": command, "events": events, "machine": machine()}
+    return events
 
 
-def draw(record: dict, path: Path) -> None:
-    """Writes a recording as an SVG that plays it in a loop, SLOWER times slower; the same recording, the same bytes."""
+def draw(record: dict) -> str:
+    """The SVG that plays a recording in a loop, SLOWER times slower; the same recording, the same bytes."""
     fragments = list(_fragments(record))
     rows = 1 + max(row for row, *_ in fragments)
     width = COLUMNS * CELL_WIDTH + 2 * MARGIN
     height = TITLE_HEIGHT + rows * CELL_HEIGHT + 2 * MARGIN
-    duration = record["events"][-1]["seconds"] * SLOWER + HOLD_SECONDS
+    duration = record["figures"][-1]["seconds"] * SLOWER + HOLD_SECONDS
     texts, keyframes = [], {}
     for row, column, text, seconds, kind in fragments:
         # The share of the loop for which the text is hidden. Whatever plays no animations never hides it.
@@ -113,7 +109,7 @@ def draw(record: dict, path: Path) -> None:
     title = f"{record['machine']['cpu']}, {record['machine']['threads']} threads, {SLOWER} times slower than it ran"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'role="img" aria-label="{escape(record["command"])}">',
+        f'role="img" aria-label="{escape(record["settings"]["command"])}">',
         f"<style>{STYLE}@media (prefers-reduced-motion: no-preference) {{",
         *keyframes.values(),
         "}\n</style>",
@@ -123,15 +119,14 @@ def draw(record: dict, path: Path) -> None:
         *texts,
         "</svg>\n",
     ]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("\n".join(lines), encoding="utf-8")
+    return "\n".join(lines)
 
 
 def _fragments(record: dict) -> Iterator[tuple[int, int, str, float, str]]:
     """(row, column, text, seconds, kind) of all that is to be seen: the command, then each event, line by line."""
-    command = {"stream": "command", "seconds": 0, "text": f"$ {record['command']}\n"}
+    command = {"stream": "command", "seconds": 0, "text": f"$ {record['settings']['command']}\n"}
     row = column = 0
-    for event in (command, *record["events"]):
+    for event in (command, *record["figures"]):
         for number, line in enumerate(_wrapped(event).split("\n")):
             if number:
                 row, column = row + 1, 0

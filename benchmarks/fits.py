@@ -1,0 +1,36 @@
+"""Which model fits which card, and how much text beside it? Computed from the configs, nothing is measured."""
+
+import argparse
+
+import torch
+
+from qwen3.config import ModelConfig
+
+from .common import CONFIGS, config_folder, save
+
+# Memory as the makers name it, in GB; the drivers report slightly more.
+CARDS = {"RTX 4090": 24, "L40S": 48, "A100 or H100": 80, "H200": 141, "B200": 192}
+MODELS = ("Qwen3-0.6B", "Qwen3-30B-A3B", "Qwen3-235B-A22B")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--memory-utilization", type=float, default=0.9, help="share of the memory that may be used")
+    parser.add_argument("--models", nargs="+", default=MODELS, help=f"folders of {CONFIGS.name}/")
+
+
+def run(args: argparse.Namespace) -> None:
+    figures = []
+    for model in args.models:
+        config = ModelConfig.from_folder(config_folder(model))
+        weights = config.parameters()[0] * torch.bfloat16.itemsize
+        per_token = config.kv_bytes_per_token(torch.bfloat16)
+        for card, gigabytes in CARDS.items():
+            left = int(gigabytes * 1e9 * args.memory_utilization) - weights
+            tokens = max(0, left // per_token)
+            figures.append(
+                {"model": model, "weight_bytes": weights, "kv_bytes_per_token": per_token, "card": card,
+                 "memory_gb": gigabytes, "tokens": tokens}
+            )  # fmt: skip
+            print(f"{model} ({weights / 1e9:.1f} GB) on {card} ({gigabytes} GB): {tokens:,} tokens of KV cache")
+    settings = {"dtype": "bfloat16", "memory_utilization": args.memory_utilization}
+    save("fits", __doc__.splitlines()[0], settings, figures)
