@@ -58,8 +58,14 @@ FIGURES = {
          "first_token_p50_ms": 5, "first_token_p99_ms": 9}
         for name, speed in (("continuous", 150), ("static", 100))
     ] + [
-        {"figure": "prefix", "system_tokens": 512}
+        {"figure": "prefix", "arrival": arrival, "requests": 32, "system_tokens": 512, "ratio": 1.0}
         | {f"{s}_{mark}_ms": 4.0 for s in ("with", "without") for mark in ("median", "p20", "p80")}
+        for arrival in ("one after the other", "all at once")
+    ],
+    "scheduler": [{"sequences": n, "median_us": 0.8 * n, "us_per_sequence": 0.8} for n in (16, 256)],
+    "fits": [
+        {"model": "M", "weight_bytes": 5e9, "kv_bytes_per_token": 1000, "card": card, "memory_gb": size, "tokens": tokens}
+        for card, size, tokens in (("small", 4, 0), ("large", 8, 2_200_000))
     ],
     "experts": [
         {"figure": "distinct", "layer": layer, "tokens": n, "batch": batch, "mean": 4 + n, "uniform": 4.5 + n}
