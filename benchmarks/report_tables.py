@@ -162,8 +162,12 @@ def verify(record: dict) -> str:
 
 
 def ops(record: dict) -> str:
-    """How our side (Triton, where it was timed) compares with each other side and with the limit, for each op."""
+    """How our side (Triton, where it was timed) compares with each other side and with the limit, for each op.
+
+    Of the last model in the record alone, and of the ops that were timed on more than one side.
+    """
     timed = [f for f in of_kind(record, "time") if "median_us" in f]
+    timed = [f for f in timed if f["model"] == timed[-1]["model"]]
     ours = "triton" if any(f["side"] == "triton" for f in timed) else "reference"
     others = [side for side in dict.fromkeys(f["side"] for f in timed) if side != ours]
     header = ("model", "operation", "sizes", *(f"times as fast as {side}" for side in others), "of the limit")
@@ -178,6 +182,8 @@ def ops(record: dict) -> str:
             [theirs[size]["median_us"] / mine[size]["median_us"] for size in theirs if size in mine]
             for theirs in by_side.values()
         ]
+        if not any(ratios):
+            continue
         limits = [f["fraction_of_limit"] for f in mine.values()]
         cells = (over_sizes(values, ".2f") for values in ratios)
         rows.append((model, f"`{op}`", len(mine), *cells, over_sizes(limits, ".0%")))

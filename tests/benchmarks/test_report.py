@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import report, report_plots, report_tables  # noqa: E402
-from benchmarks.common import REPOSITORY, Timing, milliseconds  # noqa: E402
+from benchmarks.common import REPOSITORY, Timing, load_records, milliseconds  # noqa: E402
 from qwen3 import Qwen3Error  # noqa: E402
 
 MACHINE = {"cpu": "A Processor", "gpu": None, "threads": 2, "python": "3.12.1", "torch": "2.10.0", "triton": None,
@@ -240,3 +240,10 @@ def test_every_plot_is_labelled_and_bars_start_at_zero():
             )
         if name == "generate_small":
             assert figure.axes[0].get_ylim()[0] == 0
+
+
+def test_the_readme_follows_from_the_committed_records():
+    path = REPOSITORY / "README.md"
+    text = path.read_text(encoding="utf-8")
+    assert report.with_tables(text, load_records(), path) == text
+    assert len(text.splitlines()) < 300
