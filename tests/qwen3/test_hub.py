@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import close_session, constants
+from huggingface_hub.utils import enable_progress_bars
 
 from qwen3 import hub
 from qwen3.errors import Qwen3Error
@@ -198,6 +199,7 @@ def test_complete_download_has_the_needed_files_and_no_other(fake, get, tmp_path
 
 def test_progress_is_shown_for_each_file(get, monkeypatch, capfd):
     monkeypatch.setenv("TQDM_POSITION", "-1")  # huggingface_hub's way to show bars where no terminal is
+    enable_progress_bars()  # transformers, in another test of this process, may have switched them off
     get()
     shown = capfd.readouterr().err
     assert all(f"{name}: 100%" in shown for name in SHARDS)

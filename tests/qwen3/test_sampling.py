@@ -8,7 +8,7 @@ import torch
 
 from kernels import reference
 from qwen3 import Qwen3Error, SamplingParams
-from qwen3.sampling import Sampler, _penalised
+from qwen3.sampling import Draws, Sampler, _penalised
 
 GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
 
@@ -126,7 +126,10 @@ def test_logprobs_are_the_models_own():
     torch.manual_seed(0)
     logits = torch.randn(2, 40)
     rows = [sequence([1], [2], temperature=0, logprobs=3, repetition_penalty=1.5), sequence([1], [], temperature=0)]
-    tokens, logprobs = Sampler(reference)(logits, rows)
+    sampler = Sampler(reference)
+    draws = Draws.of([(row.params, len(row.token_ids)) for row in rows], 40, "cpu")
+    tokens = sampler(logits, draws, rows).tolist()
+    logprobs = sampler.logprobs(logits, rows, tokens)
     expected = logits[0].log_softmax(-1)
     assert logprobs[1] is None and logprobs[0].token_id == tokens[0]
     assert logprobs[0].logprob == pytest.approx(expected[tokens[0]].item(), abs=1e-6)
