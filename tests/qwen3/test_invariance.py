@@ -188,18 +188,24 @@ def test_an_async_task_that_is_cancelled_gives_back_its_pages(llm):
 def test_an_interrupted_step_loses_nothing(llm, monkeypatch):
     """Ctrl-C in the middle of a step ends the request that was being driven; the others are computed anew."""
     expected = llm.generate("hello world, again", GREEDY)[0].text
+    interrupted = "a prompt that fills two pages of sixteen tokens"
+    whole = llm.generate(interrupted, GREEDY)[0].text
+    llm.forget_prefixes()
     stream = llm.stream("hello world, again", GREEDY)
     text = next(stream)
     forward = llm.model.layers[1].forward
 
     def interrupt(*arguments):
         monkeypatch.setattr(llm.model.layers[1], "forward", forward)
+        for layer in llm.engine.cache.layers:
+            layer.keys.fill_(float("nan"))  # nobody knows what such a step has written
         raise KeyboardInterrupt
 
     monkeypatch.setattr(llm.model.layers[1], "forward", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        llm.generate(["one", "two"], GREEDY)
+        llm.generate([interrupted, "two"], GREEDY)
     assert text + "".join(stream) == expected and idle(llm)
+    assert llm.generate(interrupted, GREEDY)[0].text == whole
 
 
 def test_threads_share_the_engine(llm):
