@@ -6,7 +6,12 @@ import os
 # Both are read once, when NumPy and Triton are first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import hypothesis  # noqa: E402
 import torch  # noqa: E402
+
+# How far two roundings drift apart is chance: the same examples in every run, or HYPOTHESIS_PROFILE=default for new ones.
+hypothesis.settings.register_profile("reproducible", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

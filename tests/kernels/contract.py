@@ -12,12 +12,16 @@ from torch import Tensor
 GUARD = 64  # elements before and behind a guarded tensor; keeps it aligned for 128-bit loads
 
 
-def assert_contract(actual: Tensor, exact64: Tensor, own_dtype_reference: Tensor) -> float:
+def assert_contract(
+    actual: Tensor, exact64: Tensor, own_dtype_reference: Tensor, summed: float = 0.0
+) -> float:  # fmt: skip
     """The error of `actual` is at most twice that of the reference in the same dtype, plus one ulp; NaN never passes.
 
     Held for the largest error and for the root of the sum of squares. The ulp is of the largest value. In the second
     norm a single element may be off by it; in float32, where the kernel is no wider than the reference and one rounding
-    of a scale moves a whole row, every element. Returns the ratio of the two RMS errors (1 when both are exact).
+    of a scale moves a whole row, every element. summed: where few sums may cancel, the largest sum of the magnitudes of
+    their terms; rounding is relative to that, and so is the ulp. Returns the ratio of the two RMS errors (1 when both
+    are exact).
     """
     assert exact64.dtype == torch.float64 and actual.dtype == own_dtype_reference.dtype
     assert actual.shape == exact64.shape == own_dtype_reference.shape
@@ -26,7 +30,7 @@ def assert_contract(actual: Tensor, exact64: Tensor, own_dtype_reference: Tensor
     if not actual.numel():
         return 1.0
     error, reference_error = actual.double() - exact64, own_dtype_reference.double() - exact64
-    largest = float(exact64.abs().max())
+    largest = max(float(exact64.abs().max()), summed)
     ulp = torch.finfo(actual.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
     off_by_one = actual.numel() if actual.dtype == torch.float32 else 1
     for name, order, slack in (("max", math.inf, ulp), ("root of squares", 2, ulp * math.sqrt(off_by_one))):
