@@ -6,17 +6,13 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from qwen3.cli import Parser
 from qwen3.errors import Qwen3Error
 
 QUESTIONS = (
     "fits", "ops", "generate", "kv_cache", "load", "serve", "batching", "scheduler",
     "experts", "verify", "terminal", "report",
 )  # fmt: skip
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"error: {message}: see `{self.prog} --help`\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser(asked: list[str]) -> argparse.ArgumentParser:
     """Only the question that is asked is imported: libraries that others need may be slow, or not there."""
-    parser = _Parser(prog="python -m benchmarks", description=__doc__)
+    parser = Parser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(title="questions", required=True, metavar="QUESTION")
     for name in QUESTIONS:
         source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")

@@ -20,10 +20,10 @@ import torch
 from qwen3 import LLM, SamplingParams
 from qwen3.errors import Qwen3Error
 from qwen3.hub import resolve
+from qwen3.sequence import percentile
 
 from .common import save, side_by_side
 from .experts import settings_of, windows
-from .serve import percentile
 
 PROMPT_TOKENS, NEW_TOKENS = (16, 256), (16, 128)
 TAIL_TOKENS, PREFIX_NEW_TOKENS = (16, 64), 4

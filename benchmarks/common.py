@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from qwen3 import roofline
 from qwen3.bench import Timing
 from qwen3.errors import Qwen3Error
 
@@ -47,11 +46,6 @@ def milliseconds(side: str, timing: Timing) -> dict[str, float]:
     """The three marks as a record holds them, for one of the sides that took turns."""
     marks = {"": timing.median, "p20_": timing.p20, "p80_": timing.p80}
     return {f"{side}_{mark}ms": value * 1e3 for mark, value in marks.items()}
-
-
-def copy_bandwidth(device: str | torch.device) -> float:
-    """Bytes read per second by a large copy, the median of nine; the copy writes as many at the same time."""
-    return roofline.copy_bandwidth(torch.device(device)) / 2
 
 
 def release_memory(device: str | torch.device) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from qwen3 import LLM
 from qwen3.config import ModelConfig
 from qwen3.errors import Qwen3Error
+from qwen3.roofline import dense_bytes, expert_bytes
 from qwen3.tiny.corpus import read_sources
 
 from .common import config_folder, save
@@ -139,13 +140,10 @@ def step_figures(model: str, config: ModelConfig, tokens: int, experts_hit: floa
 
     The rows of the embedding are left out, they are a few kilobytes; the output layer, tied or not, is read whole.
     """
-    total, _ = config.parameters()
-    itemsize = (config.dtype or torch.bfloat16).itemsize
+    dtype = config.dtype or torch.bfloat16
     sparse = sum(config.is_moe_layer(layer) for layer in range(config.num_layers))
-    expert = 3 * config.hidden_size * config.moe_intermediate_size
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    read = total - embedding - sparse * (config.num_experts - experts_hit) * expert
+    read = dense_bytes(config, dtype) + sparse * experts_hit * expert_bytes(config, dtype)
     return {
         "figure": "step", "model": model, "source": source, "tokens": tokens, "experts_hit": experts_hit,
-        "weight_bytes": int(read * itemsize), "weight_bytes_per_token": int(read * itemsize / tokens),
+        "weight_bytes": int(read), "weight_bytes_per_token": int(read / tokens),
     }  # fmt: skip

@@ -151,7 +151,7 @@ class Ours:
         return cell.prompts(self.llm.config.vocab_size)
 
     def answers(self, cell: Cell) -> list[Completion]:
-        self.llm.engine.scheduler.pool.forget_all()
+        self.llm.forget_prefixes()
         return self.llm.generate(self.prompts(cell), greedy(1 if cell.phase == "prefill" else GATE_TOKENS, GATE_TOP))
 
     def turn(self, cell: Cell) -> Callable[[], float]:

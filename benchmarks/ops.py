@@ -20,8 +20,9 @@ from torch import Tensor
 
 import kernels
 from qwen3.config import DTYPES, ModelConfig
+from qwen3.roofline import copy_bandwidth
 
-from .common import config_folder, copy_bandwidth, save, seconds, side_by_side
+from .common import config_folder, save, seconds, side_by_side
 from .ops_cases import OpCase, cases
 from .ops_libraries import library_sides
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     settings = dict(GPU_DEFAULTS if device == "cuda" else CPU_DEFAULTS)
     settings |= {name: value for name in settings if (value := getattr(args, name))} | {"dtype": args.dtype}
     dtype = DTYPES[args.dtype]
-    ceiling = {"bytes_per_second": 2 * copy_bandwidth(device), "flops_per_second": matmul_speed(device, dtype)}
+    ceiling = {"bytes_per_second": copy_bandwidth(torch.device(device)), "flops_per_second": matmul_speed(device, dtype)}
     print(f"limits of this device: {ceiling['bytes_per_second'] / 1e9:.1f} GB/s, "
           f"{ceiling['flops_per_second'] / 1e12:.3f} TFLOP/s in {args.dtype}")  # fmt: skip
     figures = []

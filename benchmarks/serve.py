@@ -11,9 +11,8 @@ import random
 import time
 from dataclasses import dataclass, field
 
-import torch
-
 from qwen3 import LLM, SamplingParams
+from qwen3.sequence import percentile
 
 from .common import save
 from .experts import settings_of, windows
@@ -112,8 +111,3 @@ def summary(rate: float, requests: list[Request], tokens: int) -> dict:
     for name, values in (("first_piece", first), ("inter_piece", gaps)):
         row |= {f"{name}_p{p}_ms": percentile(values, p) * 1e3 for p in (20, 50, 80, 99)}
     return row
-
-
-def percentile(values: list[float], percent: float) -> float:
-    """Linear between the two nearest values."""
-    return torch.tensor(values, dtype=torch.float64).quantile(percent / 100).item()

@@ -1,7 +1,7 @@
 """A small, readable engine for the Qwen3-MoE family."""
 
-from .llm import LLM
 from .errors import Qwen3Error
+from .llm import LLM
 from .sampling import SamplingParams
 from .sequence import Completion
 

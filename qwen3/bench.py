@@ -18,8 +18,6 @@ from .stats import Phase
 
 _COLUMNS = ("batch", "context", "prefill tokens/s", "decode tokens/s", "ms per step", "   p20 to p80", "GB per step",
             "   GB/s", "of the copy")  # fmt: skip
-
-
 BLOCK_SIZE = 16
 
 
@@ -149,7 +147,7 @@ def random_prompts(vocab_size: int, batch: int, context: int) -> list[list[int]]
 
 def prefill_seconds(llm: LLM, prompts: list[list[int]]) -> float:
     """Until every prompt has its first token, by the clock of whoever waits; afterwards the prompts are cached."""
-    llm.engine.scheduler.pool.forget_all()
+    llm.forget_prefixes()
     return max(answer.metrics.total_seconds for answer in llm.generate(prompts, greedy(1)))
 
 

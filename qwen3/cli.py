@@ -31,7 +31,9 @@ _SAMPLING = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Argparse whose errors are one line, like all others."""
+
     def error(self, message: str):
         self.exit(2, f"error: {message}: see `{self.prog} --help`\n")
 
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="qwen3", description="Run Qwen3 models, mixture of experts and dense.")
+    parser = Parser(prog="qwen3", description="Run Qwen3 models, mixture of experts and dense.")
     parser.add_argument("--version", action="version", version=f"qwen3-triton {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

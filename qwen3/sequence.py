@@ -1,9 +1,10 @@
 """One request on its way: its tokens, its pages, its text so far, and the reason why it ended."""
 
-import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
+
+import torch
 
 from .sampling import SamplingParams, TokenLogprob
 from .tokenizer import IncrementalDecoder
@@ -131,7 +132,7 @@ class Sequence:
     def completion(self) -> Completion:
         prompt, answer = self.token_ids[: self.prompt_length], self.token_ids[self.prompt_length :]
         times = self.token_times
-        gaps = sorted(later - earlier for earlier, later in zip(times, times[1:]))
+        gaps = [later - earlier for earlier, later in zip(times, times[1:])]
         metrics = Metrics(
             prompt_tokens=len(prompt),
             cached_prompt_tokens=self.cached_prompt_tokens,
@@ -140,14 +141,14 @@ class Sequence:
             preemptions=self.preemptions,
             queue_seconds=self.admitted - self.started,
             time_to_first_token=times[0] - self.started,
-            inter_token_p50=percentile(gaps, 0.5),
-            inter_token_p99=percentile(gaps, 0.99),
+            inter_token_p50=percentile(gaps, 50),
+            inter_token_p99=percentile(gaps, 99),
             total_seconds=times[-1] - self.started,
         )
         logprobs = None if self.params.logprobs is None else self.logprobs
         return Completion(prompt, answer, self.text, self.finish_reason, logprobs, metrics)
 
 
-def percentile(ordered: list[float], share: float) -> float:
-    """The smallest value that at least `share` of the `ordered` values do not exceed; 0 when there are none."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+def percentile(values: list[float], percent: float) -> float:
+    """Linear between the two nearest values; 0 when there are none."""
+    return torch.tensor(values, dtype=torch.float64).quantile(percent / 100).item() if values else 0.0

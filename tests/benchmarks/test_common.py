@@ -60,11 +60,6 @@ def test_a_broken_record_is_named(tmp_path):
         common.load_records(tmp_path)
 
 
-def test_copy_bandwidth_counts_what_is_read(monkeypatch):
-    monkeypatch.setattr(common.roofline, "copy_bandwidth", lambda device: 6.0)
-    assert common.copy_bandwidth("cpu") == 3.0
-
-
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_shapes_of_the_real_models(name):
     config = ModelConfig.from_folder(common.config_folder(name))

@@ -60,8 +60,3 @@ def test_summary_of_known_moments():
     assert row["duration_seconds"] == 6.0 and row["tokens_per_second"] == 2.0
     assert row["first_piece_p50_ms"] == pytest.approx(2000) and row["first_piece_p99_ms"] == pytest.approx(2980)
     assert row["inter_piece_p50_ms"] == pytest.approx(1000) and row["inter_piece_p20_ms"] == pytest.approx(700)
-
-
-def test_percentile():
-    assert serve.percentile([5.0, 1.0, 3.0], 50) == 3.0
-    assert serve.percentile(list(range(101)), 99) == pytest.approx(99.0)

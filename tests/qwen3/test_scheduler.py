@@ -1,7 +1,6 @@
 """Scheduler and block pool against a model that is nothing but its cache: what is in a wrong page gives wrong tokens."""
 
-import random
-import time
+import statistics
 from collections import Counter
 
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from benchmarks.scheduler import decode_step
 from qwen3 import Qwen3Error, SamplingParams
 from qwen3.kv_cache import BlockPool, slots
 from qwen3.scheduler import Scheduler
@@ -240,30 +240,15 @@ def test_another_model_or_other_tokens_before_share_nothing():
     assert one._digest(sequence([1, 2, 5, 6]), 1) != one._digest(sequence([3, 4, 5, 6]), 1)
 
 
-def seconds_per_step(count, rounds=30):
-    """Median time of scheduling one decode of `count` running sequences and of taking note of its tokens."""
-    pool = BlockPool(count * 20, 16)
-    scheduler = Scheduler(pool, count, 8192)
-    requests = [sequence([random.Random(i).randrange(1, 9)] * 100, 200) for i in range(count)]
-    for request in requests:
-        scheduler.add(request)
-    while any(request.computed < 100 for request in requests):
-        scheduler.computed(scheduler.schedule())
-    times = []
-    for _ in range(rounds):
-        for request in requests:
-            request.token_ids.append(1)
-        started = time.perf_counter()
-        work = scheduler.schedule()
-        scheduler.computed(work)
-        scheduler.drawn([request for request, _ in work])
-        times.append(time.perf_counter() - started)
-        assert len(work) == count
-    return sorted(times)[rounds // 2]
+def median_seconds(step):
+    return statistics.median(step() for _ in range(30))
 
 
 def test_the_cost_of_a_step_is_linear():
     """Four times as many sequences cost about four times as much; a busy machine gets three tries."""
-    ratios = [seconds_per_step(256) / seconds_per_step(64) for _ in range(3)]
-    print(f"{seconds_per_step(256) * 1e3:.2f} ms a step at 256 sequences, {min(ratios):.1f} times that at 64")
+    ratios = []
+    for _ in range(3):
+        few, many = (median_seconds(decode_step(count, 30)) for count in (64, 256))
+        ratios.append(many / few)
+    print(f"{many * 1e3:.2f} ms a step at 256 sequences, {min(ratios):.1f} times that at 64")
     assert min(ratios) < 8

@@ -1,10 +1,11 @@
 """Stop strings across token borders, and the reasons for which a sequence ends."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3.sampling import SamplingParams
-from qwen3.sequence import Sequence, StopStrings
+from qwen3.sequence import Sequence, StopStrings, percentile
 
 PIECES = st.lists(st.text("ab!", max_size=4), max_size=12)
 
@@ -75,3 +76,9 @@ def test_text_held_back_is_given_at_the_end():
 def test_a_stop_string_that_the_last_token_completes_is_a_stop():
     sequence, _ = run("abEND", max_new_tokens=5, stop=("END",))
     assert (sequence.finish_reason, sequence.text) == ("stop", "ab")
+
+
+def test_percentile():
+    assert percentile([5.0, 1.0, 3.0], 50) == 3.0
+    assert percentile([float(i) for i in range(101)], 99) == pytest.approx(99.0)
+    assert percentile([], 50) == 0.0
