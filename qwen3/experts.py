@@ -86,7 +86,7 @@ def draw_heat_map(load: Tensor, layers: list[int], path: Path) -> None:
     count, experts = relative.shape
     figure = Figure(figsize=(min(12, 3 + experts / 8), min(10, 1.5 + count / 4)), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(relative, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    image = axes.imshow(relative.numpy(), aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
     axes.set(xlabel="expert", ylabel="layer", title="tokens per expert, relative to a level load")
     shown = range(0, count, max(1, count // 12))
     axes.set_yticks(list(shown), [str(layers[i]) for i in shown])

@@ -258,6 +258,8 @@ class LLM:
         for i, (prompt, wanted) in enumerate(zip(prompts, each)):
             ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
             name = "the prompt" if len(prompts) == 1 else f"prompt {i}"
+            if self.random_weights and wanted.stop:
+                raise Qwen3Error(f"{name}: stop strings need text, and random weights give none: use stop_token_ids")
             sequence = self._sequence(ids, wanted.with_defaults(self.generation, source), name)
             sequence.decoder = NoText() if self.random_weights else IncrementalDecoder(self.tokenizer)
             self.engine.scheduler.check(sequence)
