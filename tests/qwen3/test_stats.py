@@ -64,6 +64,17 @@ def test_every_token_of_a_run_is_counted_and_no_padding(small, recorded):
     assert llm.stats.prefill.context_tokens == 7 and llm.stats.decode.context_tokens == sum(7 + 3 * i for i in range(1, 6))
 
 
+def test_a_step_with_a_prompt_in_it_is_prefill_and_recomputed_tokens_are_not_drawn_ones(small):
+    """Eight tokens a step: 1 + 7, 1 + 7, 1 + 6 of a prompt of 20, then both decode until one and the other end."""
+    llm = LLM(small, device="cpu", dtype="float32", max_num_batched_tokens=8)
+    llm.generate([[5], list(range(20))], GREEDY)
+    assert (llm.stats.prefill.steps, llm.stats.prefill.tokens) == (3, 8 + 8 + 7)
+    assert (llm.stats.decode.steps, llm.stats.decode.tokens) == (5, 3 * 2 + 2)
+    without = LLM(small, device="cpu", dtype="float32", kv_cache=False)
+    without.generate([[5, 6, 7]], GREEDY)
+    assert (without.stats.decode.steps, without.stats.decode.tokens) == (5, 5)
+
+
 def test_a_token_of_qwen3_30b_reads_what_its_shape_says():
     """48 layers of 37.7 MB attention, 75.5 MB for 8 experts and 0.5 MB router, and 622 MB output layer."""
     config = ModelConfig.from_folder(config_folder("Qwen3-30B-A3B"))
