@@ -10,10 +10,13 @@ per token, I intermediate size, V vocabulary. The KV cache of one layer is two t
 slot s lives in block s // block_size at offset s % block_size.
 """
 
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpu import causal_attention, product, products, row_products
 from .philox import uniform
 
 __all__ = [
@@ -33,31 +36,7 @@ def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b. x [T, H], weight [N, H], bias [N] -> [T, N]."""
-    return _product(x, weight, bias).contiguous()
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b, not always contiguous; with few rows on a CPU in whichever way reads the weights fastest."""
-    rows, in_cache = x.shape[0], weight.numel() <= 2**17
-    if x.device.type == "cpu" and x.dtype == torch.float32 and (1 < rows <= 128 or rows == 1 and not in_cache):
-        # W xᵀ reads up to twice as fast as x Wᵀ, and so does a product with two columns than one with a vector.
-        columns = x.t() if rows > 1 else torch.cat((x, x)).t()
-        out = torch.mm(weight, columns).t()[:rows]
-        return out if bias is None else out + bias
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and 0 < rows <= 2:
-        # oneDNN repacks the weights for every call; PyTorch's own product only reads them, once for each row.
-        onednn = torch.backends.mkldnn.enabled
-        torch.backends.mkldnn.enabled = False
-        try:
-            return F.linear(x, weight, bias)
-        finally:
-            torch.backends.mkldnn.enabled = onednn
-    return F.linear(x, weight, bias)
-
-
-def _expert_linear(rows: tuple[Tensor, ...], weight: Tensor, experts: list[int]) -> Tensor:
-    """Each expert's rows through its own matrix. rows: [n_i, K] each, weight [E, N, K] -> [sum of n_i, N]."""
-    return torch.cat([_product(r, weight[e]) for r, e in zip(rows, experts)])
+    return product(x, weight, bias).contiguous()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -65,7 +44,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x [..., H], weight [H] -> [..., H] in x's dtype.
     """
-    return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
+    return torch.rms_norm(x, x.shape[-1:], None, eps) * weight
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -98,9 +77,10 @@ def rope(x: Tensor, positions: Tensor, rope_table: Tensor) -> Tensor:
     x [T, heads, D], positions [T] int64, rope_table [max_positions, D] float32 = cosines then sines, D/2 each;
     YaRN's attention factor is already in the table. -> [T, heads, D].
     """
-    cos, sin = _wide(rope_table[positions]).unsqueeze(1).chunk(2, dim=-1)
+    cos, sin = _wide(torch.embedding(rope_table, positions[:, None])).chunk(2, dim=-1)
     first, second = _wide(x).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def qk_norm_rope_cache(
@@ -115,11 +95,16 @@ def qk_norm_rope_cache(
     _, kv_heads, block_size, head_dim = key_cache.shape
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     q_heads = heads.shape[1] - 2 * kv_heads
-    qk, v = heads.split((q_heads + kv_heads, kv_heads), dim=1)
+    qk, v = heads.split_with_sizes((q_heads + kv_heads, kv_heads), dim=1)
     # One norm and one rotation for q and k together: fewer, larger operations.
     weight = torch.cat((q_weight.expand(q_heads, -1), k_weight.expand(kv_heads, -1)))
-    q, k = rope(rms_norm(qk, weight, eps), positions, rope_table).split((q_heads, kv_heads), dim=1)
-    if slot_mapping.numel() and int(slot_mapping.min()) < 0:
+    q, k = rope(rms_norm(qk, weight, eps), positions, rope_table).split_with_sizes((q_heads, kv_heads), dim=1)
+    slots = slot_mapping.tolist()
+    if len(slots) == 1 and slots[0] >= 0:
+        block, offset = divmod(slots[0], block_size)
+        key_cache[block, :, offset], value_cache[block, :, offset] = k[0], v[0]
+        return q
+    if min(slots, default=0) < 0:
         kept = slot_mapping >= 0
         slot_mapping, k, v = slot_mapping[kept], k[kept], v[kept]
     block, offset = slot_mapping // block_size, slot_mapping % block_size
@@ -131,10 +116,10 @@ def qk_norm_rope_cache(
 def _gather(caches: tuple[Tensor, Tensor], block_tables: Tensor, length: int) -> tuple[Tensor, ...]:
     """The first `length` slots of each table: two of [num_blocks, Hkv, block_size, D] -> two of [S, Hkv, length, D]."""
     num_blocks, kv_heads, block_size, head_dim = caches[0].shape
-    blocks = block_tables[:, None, : -(-length // block_size)].long()
-    rows = blocks * kv_heads + torch.arange(kv_heads, device=blocks.device)[:, None]
-    pages = (F.embedding(rows, cache.view(num_blocks * kv_heads, block_size * head_dim)) for cache in caches)
-    return tuple(p.view(len(rows), kv_heads, -1, head_dim)[:, :, :length] for p in pages)
+    blocks = block_tables[:, None, : -(-length // block_size)]
+    rows = torch.add(torch.arange(kv_heads, device=blocks.device)[:, None], blocks, alpha=kv_heads)
+    pages = (torch.embedding(cache.view(num_blocks * kv_heads, -1), rows) for cache in caches)
+    return tuple(p.view(len(blocks), kv_heads, -1, head_dim)[:, :, :length] for p in pages)
 
 
 def decode_attention(
@@ -178,16 +163,20 @@ def prefill_attention(
     """
     kv_heads = key_cache.shape[1]
     starts = query_starts.tolist()
+    by_block = q.device.type == "cpu" and q.dtype != torch.float64 and not torch.is_grad_enabled()
     outs = []
     for s, length in enumerate(context_lengths.tolist()):
-        queries = q[starts[s] : starts[s + 1]].transpose(0, 1)[None]
-        n = queries.shape[2]
+        queries = q[starts[s] : starts[s + 1]].transpose(0, 1)
+        n = queries.shape[1]
         keys, values = _gather((key_cache, value_cache), block_tables[s : s + 1], length)
+        if by_block and n > 128:
+            outs.append(causal_attention(queries, keys[0], values[0], scale).transpose(0, 1))
+            continue
         mask = None
         if n < length:
             mask = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n)
         out = F.scaled_dot_product_attention(
-            queries, keys, values, mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != kv_heads
+            queries[None], keys, values, mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != kv_heads
         )
         outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
@@ -196,7 +185,8 @@ def prefill_attention(
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer, 2020). gate_up [..., 2 I], the gate first -> [..., I]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    # PyTorch's silu in bfloat16 is slow where rows are not contiguous.
+    return F.silu(gate.contiguous() if gate.dtype == torch.bfloat16 else gate) * up
 
 
 def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
@@ -205,43 +195,54 @@ def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor,
     Softmax wide over all experts, top-k, weights divided by their sum when `renormalise`, rounded to the dtype of the
     logits last.
     """
-    probabilities = _wide(router_logits).softmax(-1)
-    weights, expert_ids = probabilities.topk(top_k, dim=-1)
+    logits = _wide(router_logits)
     if renormalise:
-        weights = weights / weights.sum(-1, keepdim=True)
+        # The softmax over the k largest: what all experts' softmax, divided by its sum over these, comes to.
+        logits, expert_ids = logits.topk(top_k, dim=-1)
+        weights = logits.softmax(-1)
+    else:
+        weights, expert_ids = logits.softmax(-1).topk(top_k, dim=-1)
     return weights.to(router_logits.dtype), expert_ids
 
 
 def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
     """The weighted sum of each token's experts: sum over k of weight * down(swiglu(gate_up(x))).
 
-    x [T, H], gate_up_weight [E, 2 I, H], down_weight [E, H, I], weights and expert_ids [T, k] -> [T, H]. Rows are
-    sorted by expert so that each expert that is hit is one pair of matmuls over contiguous rows.
+    x [T, H], gate_up_weight [E, 2 I, H], down_weight [E, H, I], weights and expert_ids [T, k] -> [T, H]. The rows of
+    an expert lie together; small experts whose load is even get rows of padding, so that one batched product does them.
     """
     tokens, top_k = expert_ids.shape
     if tokens == 1:
-        # Nothing to sort and nothing to gather.
+        # Nothing to gather.
         hit = expert_ids[0].tolist()
-        hidden = swiglu(_expert_linear((x,) * top_k, gate_up_weight, hit))
-        return weights @ _expert_linear(hidden.split(1), down_weight, hit)
-    order = expert_ids.flatten().argsort(stable=True)
-    counts = expert_ids.flatten().bincount(minlength=gate_up_weight.shape[0]).tolist()
-    hit = [expert for expert, count in enumerate(counts) if count]
-    sizes = [counts[expert] for expert in hit]
-    pairs = order.argsort().view(tokens, top_k)
-    # embedding() gathers rows fastest.
-    if len(order) > 512:
-        # Many rows: expert by expert, so that what one makes stays in the cache; gathered and summed wide in one pass.
-        rows = (F.embedding(chosen, x) for chosen in (order // top_k).split(sizes))
-        hidden = (swiglu(F.linear(r, gate_up_weight[e])) for r, e in zip(rows, hit))
-        out = torch.cat([F.linear(h, down_weight[e]) for h, e in zip(hidden, hit)])
+        hidden = swiglu(row_products(x.expand(top_k, -1), gate_up_weight, hit))
+        return weights @ row_products(hidden, down_weight, hit)
+    experts = gate_up_weight.shape[0]
+    # How many tokens up to each one chose an expert: the token's place among the rows of the expert.
+    places = expert_ids.new_zeros(tokens, experts).scatter_(1, expert_ids, 1).cumsum(0)
+    counts = places[-1].tolist()
+    most = max(counts)
+    padded = gate_up_weight.numel() <= 2**20 and most <= 32 + 1.25 * tokens * top_k / experts
+    # Where the rows of a token's experts begin, plus its place among them.
+    if padded:
+        starts = expert_ids * most
+    else:
+        starts = torch.tensor([0, *accumulate(counts)][:-1], device=x.device)[expert_ids]
+    pairs = starts + places.gather(1, expert_ids) - 1
+    token_of_row = expert_ids.new_zeros(experts * most if padded else sum(counts))
+    token_of_row[pairs] = torch.arange(tokens, device=x.device)[:, None]
+    rows = torch.embedding(x, token_of_row)
+    if padded:
+        hidden = swiglu(torch.bmm(rows.view(experts, most, -1), gate_up_weight.mT))
+        out = torch.bmm(hidden, down_weight.mT).flatten(0, 1)
+    else:
+        hidden = swiglu(products(rows, gate_up_weight, counts))
+        out = products(hidden, down_weight, counts)
+    if tokens * top_k > 512:
+        # Gathered and summed wide in one pass.
         return F.embedding_bag(pairs, out, per_sample_weights=weights, mode="sum")
-    # Else one operation for all experts wherever that is possible.
-    rows = F.embedding(order // top_k, x)
-    hidden = swiglu(_expert_linear(rows.split(sizes), gate_up_weight, hit))
-    out = _expert_linear(hidden.split(sizes), down_weight, hit)
     # A row of weights times a matrix of k rows for each token: one pass, summed wide, rounded once.
-    return torch.bmm(weights[:, None], F.embedding(pairs, out))[:, 0]
+    return torch.bmm(weights[:, None], torch.embedding(out, pairs))[:, 0]
 
 
 def sample(
@@ -254,10 +255,10 @@ def sample(
     transformers': temperature, top-k, top-p (the token that crosses top_p stays), min-p relative to the most likely.
     Each filter is a threshold on the logits, so tokens of equal logits stay or go together.
     """
+    if not bool(temperature.any()):
+        return logits.argmax(-1)
     greedy = temperature == 0
     best, best_ids = logits.max(-1, keepdim=True)
-    if bool(greedy.all()):
-        return best_ids[:, 0]
     divisor = torch.where(greedy, 1.0, temperature)[:, None]
     scaled = logits / divisor
     threshold = best / divisor + min_p[:, None].log()

@@ -157,11 +157,13 @@ class Engine:
         if self.graphs and self.graphs.takes(step):
             logits = self.graphs(step)
             return logits if batch.rows is None else logits[batch.rows]
-        hidden = self.model(step, self.cache)
+        # To count experts every layer needs every token.
+        hidden = self.model(step, self.cache, last_only=step.routing is None)
         if not batch.drawing:
             return None
-        last = step.last_rows if batch.rows is None else step.last_rows[batch.rows]
-        return self.model.logits(hidden if len(hidden) == len(last) else hidden[last])
+        if len(hidden) > len(step.last_rows):
+            hidden = hidden[step.last_rows]
+        return self.model.logits(hidden if batch.rows is None else hidden[batch.rows])
 
     def _prepare(self, work: Work) -> None:
         """Makes the step in which every sequence of `work` decodes its next token, unless it is sure to be another."""

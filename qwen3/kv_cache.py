@@ -131,4 +131,7 @@ class BlockPool:
 
 def slots(blocks: list[int], block_size: int, start: int, stop: int) -> list[int]:
     """Slot ids of the tokens start to stop - 1 of a sequence that holds `blocks`."""
-    return [blocks[i // block_size] * block_size + i % block_size for i in range(start, stop)]
+    first = start // block_size
+    held = blocks[first : -(-stop // block_size)]
+    found = [slot for block in held for slot in range(block * block_size, (block + 1) * block_size)]
+    return found[start - first * block_size : stop - first * block_size]

@@ -31,9 +31,11 @@ class Attention(nn.Module):
         self.k_norm = parameter(config.head_dim)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, norm: Tensor, rope_table: Tensor, cache: LayerCache, step: Step
-    ) -> tuple[Tensor, Tensor]:
-        """x, residual [T, H] -> (attention of norm(residual + x), residual + x).
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, rope_table: Tensor, cache: LayerCache, step: Step,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """x, residual [T, H] -> (attention of norm(residual + x), residual + x), of the last row of each sequence if
+        those are given as rows [S].
 
         Writes the step's K and V into the cache, then reads each sequence's whole context.
         """
@@ -42,19 +44,22 @@ class Attention(nn.Module):
         q = ops.qk_norm_rope_cache(
             qkv, self.q_norm, self.k_norm, self.eps, step.positions, rope_table, step.slot_mapping, *cache
         )
+        if rows is not None:
+            # One query token for each sequence, as in a decode.
+            q, residual = q[rows], residual[rows]
+            out = ops.decode_attention(q, *cache, step.block_tables, step.context_lengths, self.scale)
+        else:
+            out = self._attend(q, cache, step)
+        return ops.linear(out.reshape(len(out), -1), self.o_weight, self.o_bias), residual
+
+    def _attend(self, q: Tensor, cache: LayerCache, step: Step) -> Tensor:
+        """q [T, Hq, D]: the decodes, then the prefills -> [T, Hq, D]."""
         d, outs = step.num_decodes, []
         if d:
-            outs.append(
-                ops.decode_attention(q[:d], *cache, step.block_tables[:d], step.context_lengths[:d], self.scale)
-            )
-        if d < len(step.context_lengths):
-            outs.append(
-                ops.prefill_attention(
-                    q[d:], *cache, step.block_tables[d:], step.query_starts, step.context_lengths[d:], self.scale
-                )
-            )
-        out = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return ops.linear(out.reshape(x.shape[0], -1), self.o_weight, self.o_bias), residual
+            outs.append(self.ops.decode_attention(q[:d], *cache, *step.decodes, self.scale))
+        if d < len(q):
+            outs.append(self.ops.prefill_attention(q[d:], *cache, *step.prefills, self.scale))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 class DenseMLP(nn.Module):
@@ -108,8 +113,12 @@ class DecoderLayer(nn.Module):
         self.mlp = (SparseMoE if config.is_moe_layer(layer) else DenseMLP)(config, ops, dtype)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, rope_table: Tensor, cache: LayerCache, step: Step
-    ) -> tuple[Tensor, Tensor]:
-        """x, residual [T, H] (None before the first layer) -> (x, residual): their sum is the layer's output."""
-        x, residual = self.attention(x, residual, self.input_norm, rope_table, cache, step)
+        self, x: Tensor, residual: Tensor | None, rope_table: Tensor, cache: LayerCache, step: Step,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """x, residual [T, H] (None before the first layer) -> (x, residual): their sum is the layer's output.
+
+        rows [S]: only the output of these is wanted, each sequence's last -> [S, H].
+        """
+        x, residual = self.attention(x, residual, self.input_norm, rope_table, cache, step, rows)
         return self.mlp(x, residual, self.post_attention_norm, step)

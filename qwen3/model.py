@@ -32,11 +32,17 @@ class Qwen3(nn.Module):
             self.lm_head = None if tied else empty_parameter(config.vocab_size, config.hidden_size, dtype=dtype)
             self.register_buffer("rope_table", rope_table(config, max_model_len), persistent=False)
 
-    def forward(self, step: Step, cache: KVCache) -> Tensor:
-        """Hidden states [T, H] after the last norm; K and V of the step's tokens are in the cache afterwards."""
+    def forward(self, step: Step, cache: KVCache, last_only: bool = False) -> Tensor:
+        """Hidden states [T, H] after the last norm; K and V of the step's tokens are in the cache afterwards.
+
+        last_only: those of each sequence's last token alone, [S, H]; the last layer computes no others.
+        """
         x, residual = self.ops.embedding(step.token_ids, self.embed_tokens), None
-        for layer, layer_cache in zip(self.layers, cache.layers):
-            x, residual = layer(x, residual, self.rope_table, layer_cache, step)
+        rope_table, rows = self.rope_table, [None] * len(self.layers)
+        if last_only and len(step.last_rows) < len(step.token_ids):
+            rows[-1] = step.last_rows
+        for layer, layer_cache, wanted in zip(self.layers, cache.layers, rows):
+            x, residual = layer(x, residual, rope_table, layer_cache, step, wanted)
         return self.ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:

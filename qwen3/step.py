@@ -1,6 +1,7 @@
 """What one step of the model needs to know, as one value that is passed down."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,16 @@ class Step:
     last_rows: Tensor  # [S] int64, the row of each sequence's last token in this step
     routing: list[tuple[Tensor, Tensor]] | None = None  # a list collects (router_logits, expert_ids) layer by layer
 
+    @cached_property
+    def decodes(self) -> tuple[Tensor, Tensor]:
+        """Block tables and context lengths of the decodes."""
+        return self.block_tables[: self.num_decodes], self.context_lengths[: self.num_decodes]
+
+    @cached_property
+    def prefills(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Block tables, query starts and context lengths of the prefills."""
+        return self.block_tables[self.num_decodes :], self.query_starts, self.context_lengths[self.num_decodes :]
+
     @classmethod
     def of(cls, work: list[tuple["Sequence", int]], block_size: int, device: torch.device | str) -> "Step":
         """The step that computes the next `count` tokens of each (sequence, count), in this order.
@@ -50,15 +61,16 @@ class Step:
         widest = max(used)
         tables = [sequence.blocks[:n] + [0] * (widest - n) for (sequence, _), n in zip(work, used)]
         token_ids, positions, slot_mapping = to_device([token_ids, positions, slot_mapping], device)
+        lengths, last_rows = to_device([lengths, [end - 1 for end in ends[1:]]], device)
         return cls(
             token_ids=token_ids,
             positions=positions,
             slot_mapping=slot_mapping,
             num_decodes=num_decodes,
             block_tables=to_device(tables, device),
-            context_lengths=to_device(lengths, device),
+            context_lengths=lengths,
             query_starts=to_device([end - num_decodes for end in ends[num_decodes:]], device),
-            last_rows=to_device([end - 1 for end in ends[1:]], device),
+            last_rows=last_rows,
         )
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kernels import cpu
 from kernels import reference as ops
 
 SCALE = 0.3
@@ -169,3 +170,36 @@ def test_moe_experts_all_tokens_to_the_same_expert():
     ids = torch.full((6, 1), 2)
     out = ops.moe_experts(x, gate_up, down, torch.full((6, 1), 0.5), ids)
     torch.testing.assert_close(out, 0.5 * ops.swiglu(x @ gate_up[2].t()) @ down[2].t())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("n, length", [(129, 129), (150, 150), (140, 333)])
+@pytest.mark.parametrize("scores", [cpu._SCORES, 2**13])
+def test_attention_by_blocks_of_queries(n, length, scores, monkeypatch):
+    monkeypatch.setattr(cpu, "_SCORES", scores)
+    keys, values, key_cache, value_cache, tables = pages([length])
+    q = torch.randn(n, 4, 8)
+    starts, lengths = torch.tensor([0, n]), torch.tensor([length])
+    out = ops.prefill_attention(q, key_cache, value_cache, tables, starts, lengths, SCALE)
+    torch.testing.assert_close(out, plain_attention(q, keys[0], values[0]), atol=2e-6, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("tokens, experts, hidden, inter", [(40, 4, 12, 6), (400, 4, 12, 6), (300, 3, 512, 512), (9, 3, 512, 512)])
+def test_experts_padded_or_one_by_one(tokens, experts, hidden, inter, even, dtype):
+    """Small experts and large, few rows and many, an even load and one that leaves an expert without a token."""
+    x = torch.randn(tokens, hidden).to(dtype)
+    gate_up = (torch.randn(experts, 2 * inter, hidden) / hidden**0.5).to(dtype)
+    down = (torch.randn(experts, hidden, inter) / inter**0.5).to(dtype)
+    scores = torch.rand(tokens, experts) - torch.tensor([0.0] * (experts - 1) + [0.0 if even else 2.0])
+    weights, ids = scores.topk(2)
+    out = ops.moe_experts(x, gate_up, down, weights.to(dtype), ids)
+    exact = torch.zeros(tokens, hidden, dtype=torch.float64)
+    for t in range(tokens):
+        for weight, e in zip(weights[t].to(dtype).double(), ids[t].tolist()):
+            gate, up = (gate_up[e].double() @ x[t].double()).chunk(2)
+            exact[t] += weight * (down[e].double() @ (torch.nn.functional.silu(gate) * up))
+    error = (out.double() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt()
+    assert error < (1e-6 if dtype == torch.float32 else 1e-2)

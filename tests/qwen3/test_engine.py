@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from qwen3 import LLM, Qwen3Error, SamplingParams
+from qwen3.kv_cache import KVCache
+from qwen3.sequence import Sequence
+from qwen3.step import Step
 
 LENGTHS = [1, 5, 16, 17, 31, 40, 2]  # one token; just around a page of 16; several pages
 GREEDY = SamplingParams(max_new_tokens=24, temperature=0)
@@ -61,6 +64,24 @@ def test_logits_of_the_whole_are_those_of_the_parts(llm, small):
     chunked = LLM(small, device="cpu", dtype="float32", max_num_batched_tokens=11).logits(ids)
     torch.testing.assert_close(chunked, whole, atol=1e-4, rtol=0)
     assert llm.generate([ids], SamplingParams(max_new_tokens=1, temperature=0))[0].token_ids == [whole[-1].argmax().item()]
+
+
+def test_the_last_layer_of_the_last_tokens_alone(llm, small):
+    """Two prefills beside a decode: rows that nobody asks for change nothing, in none of the layers' caches either."""
+    full, last = ([], [])
+    for only, found in ((False, full), (True, last)):
+        cache = KVCache(llm.config, 16, 16, torch.float32)
+        generator, sequences = torch.Generator().manual_seed(1), []
+        for i, (length, computed) in enumerate([(20, 19), (30, 0), (5, 2)]):
+            ids = torch.randint(320, (length,), generator=generator).tolist()
+            sequences.append(Sequence(ids, GREEDY, frozenset(), 64, blocks=[2 * i, 2 * i + 1], computed=computed))
+        for layer in cache.layers:
+            layer.keys.fill_(0.5), layer.values.fill_(0.5)
+        step = Step.of([(s, len(s.token_ids) - s.computed) for s in sequences], 16, "cpu")
+        hidden = llm.model(step, cache, last_only=only)
+        found += [hidden if only else hidden[step.last_rows], *(t for layer in cache.layers for t in layer)]
+    for a, b in zip(full, last, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_seeds(llm):

@@ -119,8 +119,8 @@ def test_batch_chunks_prefix_hits_and_recorded_decodes_give_the_tokens_of_the_re
 
 
 def layer_launches(tmp_path, monkeypatch, tokens):
-    """The launches of the second of two layers, at a step that decodes (one token) or prefills."""
-    write_checkpoint(tmp_path, num_hidden_layers=2)
+    """The launches of a layer that is neither the first nor the last, at a step that decodes (one token) or prefills."""
+    write_checkpoint(tmp_path, num_hidden_layers=3)
     llm = LLM(tmp_path, device=DEVICE, dtype="bfloat16", backend="triton")
     layer, seen = llm.model.layers[1], []
     forward = layer.forward
