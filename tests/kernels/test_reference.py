@@ -123,7 +123,14 @@ def test_rms_norm_rounds_before_the_weight():
     assert torch.equal(got[1], x) and torch.equal(got[2], ops.rms_norm(x, weight, 1e-6))
 
 
-# 1: counts twice where the matrix is large; 2 and 3: with and without oneDNN; 128 and 129: from W xᵀ to x Wᵀ.
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype, eps", [(torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.float64, 0.5)])
+def test_rms_norm_of_one_row_is_that_of_many(dtype, eps):
+    x, weight = torch.randn(1, 64).to(dtype), torch.randn(64).to(dtype)
+    torch.testing.assert_close(ops.rms_norm(x, weight, eps), ops.rms_norm(x.expand(2, -1), weight, eps)[:1])
+
+
+# 1: a batch of two halves; 2 and 3: with and without oneDNN; 128 and 129: from W xᵀ to x Wᵀ.
 @pytest.mark.parametrize("rows", [1, 2, 3, 128, 129])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("outputs", [24, 3300])
