@@ -8,8 +8,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["kernels", "qwen3", "qwen3.tiny"],
-    package_data={"qwen3.tiny": ["*.json", "*.safetensors", "*.md"]},
+    packages=["qwen3_kernels", "qwen3", "qwen3.tiny"],
+    package_dir={"qwen3_kernels": "kernels"},
+    package_data={"qwen3_kernels": ["*.json"], "qwen3.tiny": ["*.json", "*.safetensors", "*.md"]},
     install_requires=[
         "torch>=2.9,<2.14",
         "triton>=3.6,<3.10; sys_platform == 'linux'",
@@ -21,8 +22,9 @@ setup(
         "numpy>=1.26",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.0", "matplotlib>=3.8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "transformers>=5.0", "matplotlib>=3.8"],
         "bench": ["transformers>=5.0", "matplotlib>=3.8"],
+        "dev": ["ruff==0.17.6", "mypy==2.4.1"],
         "tour": ["matplotlib>=3.8", "nbclient>=0.10", "ipykernel>=6"],
     },
     entry_points={"console_scripts": ["qwen3=qwen3.cli:main"]},

@@ -69,9 +69,7 @@ class Requests:
 
 def run(args: argparse.Namespace) -> None:
     longest = PROMPT_TOKENS[1] + NEW_TOKENS[1]
-    llm = LLM(
-        args.model, dtype="float32", max_num_seqs=args.max_num_seqs, max_model_len=longest, prefix_caching=False
-    )  # fmt: skip
+    llm = LLM(args.model, dtype="float32", max_num_seqs=args.max_num_seqs, max_model_len=longest, prefix_caching=False)
     requests = make_requests(llm, args.requests, args.seed)
     theirs = Transformers(args.model, llm.device, args.max_num_seqs, requests)
     sides = {
@@ -81,12 +79,16 @@ def run(args: argparse.Namespace) -> None:
     }
     figures = batching_figures(sides, args.rounds)
     for row in figures:
-        print(f"{row['side']:13} {row['tokens_per_second']:8.1f} tokens/s ({row['speed_of_static']:.2f} of static), "
-              f"first token p50 {row['first_token_p50_ms']:.0f} ms, p99 {row['first_token_p99_ms']:.0f} ms")  # fmt: skip
+        print(
+            f"{row['side']:13} {row['tokens_per_second']:8.1f} tokens/s ({row['speed_of_static']:.2f} of static), "
+            f"first token p50 {row['first_token_p50_ms']:.0f} ms, p99 {row['first_token_p99_ms']:.0f} ms"
+        )
     shared = prefix_figures(args)
     for row in shared:
-        print(f"{args.system_tokens} shared tokens, {row['arrival']}: a first token after {row['with_median_ms']:.1f} ms, "
-              f"without prefix caching {row['without_median_ms']:.1f} ms, {row['ratio']:.1f} times as long")  # fmt: skip
+        print(
+            f"{args.system_tokens} shared tokens, {row['arrival']}: a first token after {row['with_median_ms']:.1f} ms, "
+            f"without prefix caching {row['without_median_ms']:.1f} ms, {row['ratio']:.1f} times as long"
+        )
     settings = settings_of(args) | {"device": str(llm.device), "dtype": "float32"} | theirs.settings
     save("batching", __doc__.splitlines()[0], settings, [*figures, *shared])
 
@@ -141,10 +143,11 @@ class Transformers:
         tried = {tokens: self.run(sample, tokens).total_seconds for tokens in BATCH_TOKENS}
         self.batch_tokens = min(tried, key=tried.get)
         self.settings = {
-            "transformers": transformers.__version__, "transformers_batch_tokens": self.batch_tokens,
+            "transformers": transformers.__version__,
+            "transformers_batch_tokens": self.batch_tokens,
             "transformers_attention": self.model.config._attn_implementation,
             "transformers_experts": getattr(self.model.config, "_experts_implementation", None),
-        }  # fmt: skip
+        }
 
     def run(self, requests: Requests, batch_tokens: int | None = None) -> Result:
         """All requests handed in at once, each timed from then."""
@@ -196,15 +199,19 @@ def batching_figures(sides: dict[str, Callable[[], Result]], rounds: int) -> lis
     times = side_by_side({name: lambda name=name: timed(name) for name in sides}, rounds)
     return [
         {
-            "figure": "batching", "side": name, "tokens": gate[name].tokens, "median_seconds": timing.median,
-            "p20_seconds": timing.p20, "p80_seconds": timing.p80,
+            "figure": "batching",
+            "side": name,
+            "tokens": gate[name].tokens,
+            "median_seconds": timing.median,
+            "p20_seconds": timing.p20,
+            "p80_seconds": timing.p80,
             "tokens_per_second": gate[name].tokens / timing.median,
             "speed_of_static": times["static"].median / timing.median,
             "first_token_p50_ms": percentile(first_token[name], 50) * 1e3,
             "first_token_p99_ms": percentile(first_token[name], 99) * 1e3,
         }
         for name, timing in times.items()
-    ]  # fmt: skip
+    ]
 
 
 def prefix_figures(args: argparse.Namespace) -> list[dict]:

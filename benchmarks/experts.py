@@ -54,8 +54,10 @@ def run(args: argparse.Namespace) -> None:
         rows = [f for f in measured if f["tokens"] == batch]
         unrelated, neighbours = (fmean(f["mean"] for f in rows if f["batch"] == kind) for kind in KINDS)
         uniform = uniform_distinct(config.num_experts, config.top_k, batch)
-        print(f"{batch:4} tokens: {unrelated:5.1f} experts of {config.num_experts} in unrelated places, "
-              f"{neighbours:5.1f} in neighbours, {uniform:5.1f} at random")  # fmt: skip
+        print(
+            f"{batch:4} tokens: {unrelated:5.1f} experts of {config.num_experts} in unrelated places, "
+            f"{neighbours:5.1f} in neighbours, {uniform:5.1f} at random"
+        )
         figures.append(step_figures(args.model, config, batch, unrelated, "measured"))
         figures.append(step_figures(args.model, config, batch, uniform, "computed"))
     for name in EXTRAPOLATED:
@@ -64,11 +66,15 @@ def run(args: argparse.Namespace) -> None:
             hit = uniform_distinct(larger.num_experts, larger.top_k, batch)
             figures.append(step_figures(name, larger, batch, hit, "computed"))
     for load in (f for f in figures if f["figure"] == "load"):
-        print(f"layer {load['layer']:2}: load entropy {load['entropy_bits']:.2f} of {load['uniform_entropy_bits']:.2f} "
-              f"bits, the busiest expert has {load['max_over_mean']:.1f} times the mean")  # fmt: skip
+        print(
+            f"layer {load['layer']:2}: load entropy {load['entropy_bits']:.2f} of {load['uniform_entropy_bits']:.2f} "
+            f"bits, the busiest expert has {load['max_over_mean']:.1f} times the mean"
+        )
     for step in (f for f in figures if f["figure"] == "step" and f["model"] == EXTRAPOLATED[0]):
-        print(f"{step['model']}, {step['tokens']} tokens: {step['weight_bytes'] / 1e9:.2f} GB of weights a step, "
-              f"{step['weight_bytes_per_token'] / 1e9:.2f} GB a token (computed)")  # fmt: skip
+        print(
+            f"{step['model']}, {step['tokens']} tokens: {step['weight_bytes'] / 1e9:.2f} GB of weights a step, "
+            f"{step['weight_bytes_per_token'] / 1e9:.2f} GB a token (computed)"
+        )
     save("experts", __doc__.splitlines()[0], settings_of(args), figures)
 
 
@@ -117,9 +123,18 @@ def distinct_figures(layer: int, expert_ids: Tensor, config: ModelConfig, args: 
             low, middle, high = torch.tensor(counts).double().quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
             uniform = uniform_distinct(config.num_experts, config.top_k, tokens)
             figures.append(
-                {"figure": "distinct", "layer": layer, "tokens": tokens, "batch": batch, "mean": fmean(counts),
-                 "median": middle, "p20": low, "p80": high, "uniform": uniform}
-            )  # fmt: skip
+                {
+                    "figure": "distinct",
+                    "layer": layer,
+                    "tokens": tokens,
+                    "batch": batch,
+                    "mean": fmean(counts),
+                    "median": middle,
+                    "p20": low,
+                    "p80": high,
+                    "uniform": uniform,
+                }
+            )
     return figures
 
 
@@ -129,10 +144,14 @@ def load_figures(layer: int, expert_ids: Tensor, experts: int) -> dict:
     share = counts / counts.sum()
     entropy = -torch.special.xlogy(share, share).sum() / torch.tensor(2.0).double().log()
     return {
-        "figure": "load", "layer": layer, "tokens_per_expert": counts.long().tolist(),
-        "entropy_bits": entropy.item(), "uniform_entropy_bits": torch.tensor(float(experts)).log2().item(),
-        "max_over_mean": (counts.max() / counts.mean()).item(), "unused_experts": int((counts == 0).sum()),
-    }  # fmt: skip
+        "figure": "load",
+        "layer": layer,
+        "tokens_per_expert": counts.long().tolist(),
+        "entropy_bits": entropy.item(),
+        "uniform_entropy_bits": torch.tensor(float(experts)).log2().item(),
+        "max_over_mean": (counts.max() / counts.mean()).item(),
+        "unused_experts": int((counts == 0).sum()),
+    }
 
 
 def step_figures(model: str, config: ModelConfig, tokens: int, experts_hit: float, source: str) -> dict:
@@ -144,6 +163,11 @@ def step_figures(model: str, config: ModelConfig, tokens: int, experts_hit: floa
     sparse = sum(config.is_moe_layer(layer) for layer in range(config.num_layers))
     read = dense_bytes(config, dtype) + sparse * experts_hit * expert_bytes(config, dtype)
     return {
-        "figure": "step", "model": model, "source": source, "tokens": tokens, "experts_hit": experts_hit,
-        "weight_bytes": int(read), "weight_bytes_per_token": int(read / tokens),
-    }  # fmt: skip
+        "figure": "step",
+        "model": model,
+        "source": source,
+        "tokens": tokens,
+        "experts_hit": experts_hit,
+        "weight_bytes": int(read),
+        "weight_bytes_per_token": int(read / tokens),
+    }

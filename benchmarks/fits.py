@@ -28,9 +28,15 @@ def run(args: argparse.Namespace) -> None:
             left = int(gigabytes * 1e9 * args.memory_utilization) - weights
             tokens = max(0, left // per_token)
             figures.append(
-                {"model": model, "weight_bytes": weights, "kv_bytes_per_token": per_token, "card": card,
-                 "memory_gb": gigabytes, "tokens": tokens}
-            )  # fmt: skip
+                {
+                    "model": model,
+                    "weight_bytes": weights,
+                    "kv_bytes_per_token": per_token,
+                    "card": card,
+                    "memory_gb": gigabytes,
+                    "tokens": tokens,
+                }
+            )
             print(f"{model} ({weights / 1e9:.1f} GB) on {card} ({gigabytes} GB): {tokens:,} tokens of KV cache")
     settings = {"dtype": "bfloat16", "memory_utilization": args.memory_utilization}
     save("fits", __doc__.splitlines()[0], settings, figures)

@@ -20,8 +20,15 @@ from torch import Tensor
 
 from qwen3 import LLM, Completion
 from qwen3.bench import (
-    BLOCK_SIZE, bytes_per_step, decode_seconds, greedy, prefill_seconds, random_prompts, require_room, room_for,
-)  # fmt: skip
+    BLOCK_SIZE,
+    bytes_per_step,
+    decode_seconds,
+    greedy,
+    prefill_seconds,
+    random_prompts,
+    require_room,
+    room_for,
+)
 from qwen3.config import DTYPES, ModelConfig
 from qwen3.device import resolve_device
 from qwen3.hub import resolve
@@ -32,10 +39,22 @@ from .common import CONFIGS, Timing, milliseconds, release_memory, save, seconds
 from .random_checkpoint import random_checkpoint
 from .verify import errors
 
-CPU_DEFAULTS = {"model": "small", "dtypes": ["float32", "bfloat16"], "prefill": [512], "batch": [1, 8],
-                "context": [128], "new_tokens": 16}  # fmt: skip
-GPU_DEFAULTS = {"model": "Qwen3-30B-A3B", "dtypes": ["bfloat16"], "prefill": [512, 2048], "batch": [1, 8, 32],
-                "context": [128, 2048], "new_tokens": 64}  # fmt: skip
+CPU_DEFAULTS = {
+    "model": "small",
+    "dtypes": ["float32", "bfloat16"],
+    "prefill": [512],
+    "batch": [1, 8],
+    "context": [128],
+    "new_tokens": 16,
+}
+GPU_DEFAULTS = {
+    "model": "Qwen3-30B-A3B",
+    "dtypes": ["bfloat16"],
+    "prefill": [512, 2048],
+    "batch": [1, 8, 32],
+    "context": [128, 2048],
+    "new_tokens": 64,
+}
 ATTENTION = ("sdpa", "eager")
 # batched_mm copies the weights of every token's experts: 19 GB for a prompt of 512 at the small shape.
 EXPERTS = {"decode": ("grouped_mm", "batched_mm", "eager"), "prefill": ("grouped_mm", "eager")}
@@ -142,9 +161,13 @@ class Ours:
         longest = max(*settings["prefill"], *settings["context"])
         self.new_tokens = settings["new_tokens"]
         self.llm = LLM(
-            folder, device=str(device), dtype=dtype, max_num_seqs=max(settings["batch"]), kv_block_size=BLOCK_SIZE,
+            folder,
+            device=str(device),
+            dtype=dtype,
+            max_num_seqs=max(settings["batch"]),
+            kv_block_size=BLOCK_SIZE,
             max_model_len=room_for(longest, max(self.new_tokens, GATE_TOKENS)),
-        )  # fmt: skip
+        )
         require_room(self.llm, max(settings["batch"]))
 
     def prompts(self, cell: Cell) -> list[list[int]]:
@@ -196,7 +219,7 @@ class Theirs:
         self.use("sdpa", "eager")
         drawn = self.tensor([answer.token_ids for answer in answers])
         tokens = self.tensor([answer.prompt_token_ids + answer.token_ids[:-1] for answer in answers])
-        forward = lambda: self.model(tokens, use_cache=False, logits_to_keep=drawn.shape[1]).logits.float()  # noqa: E731
+        forward = lambda: self.model(tokens, use_cache=False, logits_to_keep=drawn.shape[1]).logits.float()
         own = forward()
         with in_float32(self.model):
             exact = own if self.dtype == "float32" else forward()
@@ -216,9 +239,9 @@ class Theirs:
         tokens = self.tensor(cell.prompts(self.model.config.vocab_size))
         if cell.phase == "decode":
             cache, first = self.prompt(tokens)
-            measure = lambda steps: self.decode(cache, first, steps)  # noqa: E731
+            measure = lambda steps: self.decode(cache, first, steps)
         else:
-            measure = lambda steps: self.prefill(tokens)  # noqa: E731
+            measure = lambda steps: self.prefill(tokens)
         tried = {}
         for implementation in itertools.product(ATTENTION, EXPERTS[cell.phase] if self.sparse else ("",)):
             self.use(*implementation)
@@ -229,7 +252,7 @@ class Theirs:
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor) -> float:
-        forward = lambda: self.model(tokens, use_cache=True, logits_to_keep=1).logits.argmax(-1).tolist()  # noqa: E731
+        forward = lambda: self.model(tokens, use_cache=True, logits_to_keep=1).logits.argmax(-1).tolist()
         return seconds(forward, self.device)
 
     @torch.inference_mode()
@@ -274,9 +297,7 @@ def in_float32(model: torch.nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def row_of(
-    cell: Cell, dtype: str, times: dict[str, Timing], read: float | None, found: dict, settings: dict
-) -> dict:  # fmt: skip
+def row_of(cell: Cell, dtype: str, times: dict[str, Timing], read: float | None, found: dict, settings: dict) -> dict:
     """One row of the record. A time is that of a decode step or of a whole prefill; ratio: of the two medians."""
     tokens = cell.batch if cell.phase == "decode" else cell.batch * cell.context
     row = {"dtype": dtype, "phase": cell.phase, "batch": cell.batch, "context": cell.context}

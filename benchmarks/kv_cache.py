@@ -34,8 +34,11 @@ def run(args: argparse.Namespace) -> None:
     for length in args.lengths:
         row = compare(llms, text[:length], args.new_tokens, args.rounds)
         figures.append(row)
-        print(f"{length:5} tokens: {row['with_ms']:.2f} ms a token with the cache, {row['without_ms']:.2f} ms without, "
-              f"{row['ratio']:.1f} times as long", flush=True)  # fmt: skip
+        print(
+            f"{length:5} tokens: {row['with_ms']:.2f} ms a token with the cache, {row['without_ms']:.2f} ms without, "
+            f"{row['ratio']:.1f} times as long",
+            flush=True,
+        )
     settings = settings_of(args) | {"device": str(llms["with"].device), "dtype": "float32"}
     save("kv_cache", __doc__.splitlines()[0], settings, figures)
 

@@ -45,9 +45,11 @@ def run(args: argparse.Namespace) -> None:
         for state in ("cold", "warm"):
             row = starts(folder, device, state, args.rounds)
             figures.append(row)
-            print(f"{row['cache']}: first token after {row['ours_ms']:,.0f} ms, memory added "
-                  f"{row['ours_peak_bytes'] / 1e6:,.0f} MB; transformers {row['theirs_ms']:,.0f} ms, "
-                  f"{row['ratio']:.2f} times as long, {row['theirs_peak_bytes'] / 1e6:,.0f} MB")  # fmt: skip
+            print(
+                f"{row['cache']}: first token after {row['ours_ms']:,.0f} ms, memory added "
+                f"{row['ours_peak_bytes'] / 1e6:,.0f} MB; transformers {row['theirs_ms']:,.0f} ms, "
+                f"{row['ratio']:.2f} times as long, {row['theirs_peak_bytes'] / 1e6:,.0f} MB"
+            )
     largest = config.vocab_size * config.hidden_size * torch.bfloat16.itemsize
     settings = {"shape": args.shape, "layers": args.layers, "rounds": args.rounds, "device": str(device)}
     settings |= {"dtype": "bfloat16", "checkpoint_bytes": size, "largest_tensor_bytes": largest}
@@ -93,9 +95,10 @@ def side_figures(side: str, timing: Timing, runs: list[dict]) -> dict:
     load = statistics.median(run["load_seconds"] for run in runs)
     fetched = [run["storage_bytes"] for run in runs]
     return milliseconds(side, timing) | {
-        f"{side}_load_ms": load * 1e3, f"{side}_peak_bytes": max(run["peak_bytes"] for run in runs),
+        f"{side}_load_ms": load * 1e3,
+        f"{side}_peak_bytes": max(run["peak_bytes"] for run in runs),
         f"{side}_storage_bytes": None if None in fetched else statistics.median(fetched),
-    }  # fmt: skip
+    }
 
 
 def drop_from_cache(folder: Path) -> None:

@@ -28,9 +28,12 @@ def main(side: str, folder: str, device: torch.device) -> dict:
     ended = time.perf_counter()
     read = None if read_before is None else storage_bytes() - read_before
     return {
-        "load_seconds": loaded - started, "total_seconds": ended - started, "peak_bytes": peak_bytes(device) - before,
-        "storage_bytes": read, "token": token,
-    }  # fmt: skip
+        "load_seconds": loaded - started,
+        "total_seconds": ended - started,
+        "peak_bytes": peak_bytes(device) - before,
+        "storage_bytes": read,
+        "token": token,
+    }
 
 
 def ours(folder: str, device: torch.device) -> Callable:

@@ -18,9 +18,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import kernels
 from qwen3.config import DTYPES, ModelConfig
 from qwen3.roofline import copy_bandwidth
+from qwen3_kernels.backend import backend
 
 from .common import config_folder, save, seconds, side_by_side
 from .ops_cases import OpCase, cases
@@ -48,9 +48,14 @@ def run(args: argparse.Namespace) -> int:
     settings = dict(GPU_DEFAULTS if device == "cuda" else CPU_DEFAULTS)
     settings |= {name: value for name in settings if (value := getattr(args, name))} | {"dtype": args.dtype}
     dtype = DTYPES[args.dtype]
-    ceiling = {"bytes_per_second": copy_bandwidth(torch.device(device)), "flops_per_second": matmul_speed(device, dtype)}
-    print(f"limits of this device: {ceiling['bytes_per_second'] / 1e9:.1f} GB/s, "
-          f"{ceiling['flops_per_second'] / 1e12:.3f} TFLOP/s in {args.dtype}")  # fmt: skip
+    ceiling = {
+        "bytes_per_second": copy_bandwidth(torch.device(device)),
+        "flops_per_second": matmul_speed(device, dtype),
+    }
+    print(
+        f"limits of this device: {ceiling['bytes_per_second'] / 1e9:.1f} GB/s, "
+        f"{ceiling['flops_per_second'] / 1e12:.3f} TFLOP/s in {args.dtype}"
+    )
     figures = []
     for name in settings["models"]:
         config = ModelConfig.from_folder(config_folder(name))
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def sides(case: OpCase, device: str) -> dict[str, Callable]:
     """Everything that can run this case here, by name."""
-    reference = getattr(kernels.backend("reference"), case.op)
+    reference = getattr(backend("reference"), case.op)
     found = {"reference": reference}
     if case.eager:
         found["eager"] = case.eager
@@ -77,14 +82,14 @@ def sides(case: OpCase, device: str) -> dict[str, Callable]:
         # Without this, the ninth shape of a function would run uncompiled.
         torch.compiler.reset()
         found["compiled"] = torch.compile(case.eager or reference, dynamic=False)
-        found["triton"] = getattr(kernels.backend("triton"), case.op)
+        found["triton"] = getattr(backend("triton"), case.op)
         found |= library_sides(case.op, case.inputs)
     return found
 
 
 def measure(case: OpCase, device: str, rounds: int, ceiling: dict[str, float]) -> list[dict]:
     """One row for each side: within the contract or not, and if so its time."""
-    exact, own = case.exact_outputs(), case.outputs(getattr(kernels.backend("reference"), case.op))
+    exact, own = case.exact_outputs(), case.outputs(getattr(backend("reference"), case.op))
     rows, runs = {}, {}
     for name, function in sides(case, device).items():
         rows[name] = {"op": case.op, "setting": case.setting, "side": name} | gate(case, function, exact, own, name)
@@ -94,11 +99,16 @@ def measure(case: OpCase, device: str, rounds: int, ceiling: dict[str, float]) -
     limits = case.bytes_moved / ceiling["bytes_per_second"], case.flops / ceiling["flops_per_second"]
     for name, timing in side_by_side(runs, rounds).items():
         rows[name] |= {
-            "median_us": timing.median * 1e6, "p20_us": timing.p20 * 1e6, "p80_us": timing.p80 * 1e6,
-            "bytes": case.bytes_moved, "flops": case.flops,
-            "gb_per_second": case.bytes_moved / timing.median / 1e9, "tflops": case.flops / timing.median / 1e12,
-            "bound": "bytes" if limits[0] >= limits[1] else "flops", "fraction_of_limit": max(limits) / timing.median,
-        }  # fmt: skip
+            "median_us": timing.median * 1e6,
+            "p20_us": timing.p20 * 1e6,
+            "p80_us": timing.p80 * 1e6,
+            "bytes": case.bytes_moved,
+            "flops": case.flops,
+            "gb_per_second": case.bytes_moved / timing.median / 1e9,
+            "tflops": case.flops / timing.median / 1e12,
+            "bound": "bytes" if limits[0] >= limits[1] else "flops",
+            "fraction_of_limit": max(limits) / timing.median,
+        }
     return list(rows.values())
 
 
@@ -162,21 +172,31 @@ def compiled_kernels() -> list[dict]:
     if importlib.util.find_spec("triton") is None:
         print("Triton is not installed: its compiled kernels are left out")
         return []
-    from kernels import aot
+    from qwen3_kernels import aot
 
     table = json.loads(aot.TABLE.read_text())["kernels"]
     rows = []
     for model, module in ((model, module) for model in aot.MODELS for module in aot.MODULES):
-        for case in importlib.import_module(f"kernels.{module}").aot_cases(aot.MODELS[model]):
+        for case in importlib.import_module(f"qwen3_kernels.{module}").aot_cases(aot.MODELS[model]):
             compiled = table[f"{model}/{AOT_ARCHITECTURE}/{module}/{case.name}"]
             roofline = max(case.bytes_moved / aot.H100_BYTES_PER_SECOND, case.flops / aot.H100_FLOPS)
             rows.append(
-                {"figure": "compiled", "model": model, "module": module, "kernel": case.name,
-                 "architecture": AOT_ARCHITECTURE, "programs": case.programs, "registers": compiled["registers"],
-                 "spill_bytes": compiled["spill_bytes"], "blocks_per_multiprocessor": compiled["blocks_per_sm"],
-                 "wide_load_share": compiled["wide_load_share"], "bytes": case.bytes_moved, "flops": case.flops,
-                 "h100_roofline_us": roofline * 1e6}
-            )  # fmt: skip
+                {
+                    "figure": "compiled",
+                    "model": model,
+                    "module": module,
+                    "kernel": case.name,
+                    "architecture": AOT_ARCHITECTURE,
+                    "programs": case.programs,
+                    "registers": compiled["registers"],
+                    "spill_bytes": compiled["spill_bytes"],
+                    "blocks_per_multiprocessor": compiled["blocks_per_sm"],
+                    "wide_load_share": compiled["wide_load_share"],
+                    "bytes": case.bytes_moved,
+                    "flops": case.flops,
+                    "h100_roofline_us": roofline * 1e6,
+                }
+            )
     return rows
 
 

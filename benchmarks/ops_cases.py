@@ -1,6 +1,6 @@
 """The operations at the shapes of real models: inputs, what each must move and compute, and its form in eager PyTorch.
 
-Sizes follow `kernels.reference`: T tokens, S sequences, H hidden size, D head_dim, E experts, k experts per token.
+Sizes follow `qwen3_kernels.reference`: T tokens, S sequences, H hidden size, D head_dim, E experts, k experts per token.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
 from qwen3.config import ModelConfig
 from qwen3.model import rope_table
+from qwen3_kernels import reference
 
 BLOCK_SIZE = 16
 GATE_TOKENS = 8  # of experts and of a prefill are compared with float64: all would take gigabytes
@@ -108,7 +108,7 @@ class Maker:
     def rms_norm(self, T: int) -> OpCase:
         H = self.config.hidden_size
         inputs = self.normal(T, H), self.norm_weight(H), self.config.rms_norm_eps
-        eager = lambda x, weight, eps: F.rms_norm(x, weight.shape, weight, eps)  # noqa: E731
+        eager = lambda x, weight, eps: F.rms_norm(x, weight.shape, weight, eps)
         return OpCase("rms_norm", f"{T} tokens", inputs, self.size * (2 * T * H + H), 4 * T * H, eager)
 
     def add_rms_norm(self, T: int) -> OpCase:
@@ -146,9 +146,15 @@ class Maker:
         # The projection in, queries, keys and values out; position, slot and a row of the table for each token.
         moved = self.size * 2 * (qkv.numel() + D) + T * (16 + 4 * D)
         return OpCase(
-            "qk_norm_rope_cache", f"{T} tokens", inputs, moved, 7 * qkv.numel(), eager_qk_norm_rope_cache,
-            written=(7, 8), compared=lambda inputs, q: [q, *inputs[7:]],
-        )  # fmt: skip
+            "qk_norm_rope_cache",
+            f"{T} tokens",
+            inputs,
+            moved,
+            7 * qkv.numel(),
+            eager_qk_norm_rope_cache,
+            written=(7, 8),
+            compared=lambda inputs, q: [q, *inputs[7:]],
+        )
 
     def decode_attention(self, S: int, context: int) -> OpCase:
         c = self.config
@@ -167,12 +173,18 @@ class Maker:
         moved = 2 * self.size * T * (c.q_size + c.kv_size) + 8 * (tables.numel() + 3)
         flops = 2 * c.q_size * T * (T + 1)
         return OpCase(
-            "prefill_attention", f"{T} tokens", inputs, moved, flops, eager_prefill_attention,
-            compared=lambda inputs, output: [output[gate_rows(output)]], exact=exact_prefill_attention,
-        )  # fmt: skip
+            "prefill_attention",
+            f"{T} tokens",
+            inputs,
+            moved,
+            flops,
+            eager_prefill_attention,
+            compared=lambda inputs, output: [output[gate_rows(output)]],
+            exact=exact_prefill_attention,
+        )
 
     def swiglu(self, T: int) -> OpCase:
-        I = self.config.intermediate_size  # noqa: E741
+        I = self.config.intermediate_size
         return OpCase("swiglu", f"{T} tokens", (self.normal(T, 2 * I),), self.size * 3 * T * I, 5 * T * I)
 
     def route(self, T: int) -> OpCase:
@@ -180,30 +192,35 @@ class Maker:
         moved = T * (self.size * (E + k) + 8 * k)
         inputs = self.normal(T, E), k, self.config.norm_topk_prob
         # Equal logits may be chosen in either order: the logits of the chosen are compared, not their numbers.
-        compared = lambda inputs, output: [output[0], inputs[0].gather(1, output[1])]  # noqa: E731
+        compared = lambda inputs, output: [output[0], inputs[0].gather(1, output[1])]
         return OpCase("route", f"{T} tokens", inputs, moved, 4 * T * E, compared=compared)
 
     def moe_experts(self, T: int, gate_up: Tensor, down: Tensor) -> OpCase:
-        E, H, I = down.shape  # noqa: E741
+        E, H, I = down.shape
         k = self.config.top_k
         scores = torch.rand(T, E, generator=self.generator, device=self.device)
         weights, ids = reference.route(scores.to(self.dtype), k, True)
         hit = ids.unique().numel()
         moved = self.size * (hit * 3 * H * I + 2 * T * H + T * k) + 8 * T * k
         return OpCase(
-            "moe_experts", f"{T} tokens, {hit} experts hit", (self.normal(T, H), gate_up, down, weights, ids), moved,
-            6 * T * k * H * I, eager_moe_experts, compared=lambda inputs, output: [output[gate_rows(output)]],
+            "moe_experts",
+            f"{T} tokens, {hit} experts hit",
+            (self.normal(T, H), gate_up, down, weights, ids),
+            moved,
+            6 * T * k * H * I,
+            eager_moe_experts,
+            compared=lambda inputs, output: [output[gate_rows(output)]],
             exact=exact_moe_experts,
-        )  # fmt: skip
+        )
 
     def sample(self, S: int) -> OpCase:
         V = self.config.vocab_size
         logits = torch.empty(S, V, device=self.device).normal_(std=3.0, generator=self.generator)
-        full = lambda value, dtype: torch.full((S,), value, dtype=dtype, device=self.device)  # noqa: E731
+        full = lambda value, dtype: torch.full((S,), value, dtype=dtype, device=self.device)
         floats, ints = torch.float32, torch.int64
         filters = full(0.7, floats), full(20, ints), full(0.8, floats), full(0.0, floats)
         inputs = logits, *filters, torch.arange(S, device=self.device), full(100, ints)
-        compared = lambda inputs, output: [output.to(inputs[0].dtype)]  # noqa: E731
+        compared = lambda inputs, output: [output.to(inputs[0].dtype)]
         moved = 4 * S * V + S * (3 * 4 + 4 * 8)
         return OpCase("sample", f"{S} rows of {V}", inputs, moved, 4 * S * V, compared=compared)
 

@@ -61,8 +61,15 @@ def generate(record: dict) -> Figure:
         for at, ratio in zip(places, ratios):
             axes.text(at, 0.05, f"{ratio:.2f}", ha="center", va="bottom", color="white", fontweight="bold", fontsize=9)
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
-    axes.annotate("transformers", (1, 1), xycoords=("axes fraction", "data"), xytext=(3, 0),
-                  textcoords="offset points", va="center", fontsize=9)  # fmt: skip
+    axes.annotate(
+        "transformers",
+        (1, 1),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+    )
     texts = {"decode": "decode\nbatch {1}\n{2} tokens before", "prefill": "prefill\n{2} tokens"}
     axes.set_xticks(range(len(cells)), [texts[cell[0]].format(*cell) for cell in cells])
     axes.set(ylim=(0, None), ylabel="speed, times transformers")
@@ -146,8 +153,12 @@ def ops(record: dict) -> Figure:
     ends = (0.1, corner, 10 * corner)
     roof = [min(x * settings["bytes_per_second"], settings["flops_per_second"]) / 1e12 for x in ends]
     axes.plot(ends, roof, color=GREY, label="measured limit")
-    axes.set(xscale="log", yscale="log", xlabel="operations per byte that must move (log scale)",
-             ylabel="TFLOP/s (log scale)")  # fmt: skip
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="operations per byte that must move (log scale)",
+        ylabel="TFLOP/s (log scale)",
+    )
     axes.grid(True)
     axes.legend(loc="lower right")
     return figure
@@ -165,5 +176,9 @@ def plain_numbers(axes: Axes) -> None:
 
 
 PLOTS: dict[str, Callable[[dict], Figure]] = {
-    "generate": generate, "kv_cache": kv_cache, "serve": serve, "experts": experts, "ops": ops,
-}  # fmt: skip
+    "generate": generate,
+    "kv_cache": kv_cache,
+    "serve": serve,
+    "experts": experts,
+    "ops": ops,
+}

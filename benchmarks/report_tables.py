@@ -46,8 +46,16 @@ def spread(row: dict, side: str, digits: int = 2) -> str:
 
 
 def generate(record: dict) -> str:
-    header = ("", "dtype", "times as fast as transformers", "ms, this engine", "ms, transformers", "tokens/s",
-              "of the copy bandwidth", "transformers' fastest")  # fmt: skip
+    header = (
+        "",
+        "dtype",
+        "times as fast as transformers",
+        "ms, this engine",
+        "ms, transformers",
+        "tokens/s",
+        "of the copy bandwidth",
+        "transformers' fastest",
+    )
     rows = []
     for f in record["figures"]:
         cell = (
@@ -56,8 +64,18 @@ def generate(record: dict) -> str:
             else f"prefill of {f['context']}"
         )
         share = f"{f['fraction_of_copy']:.0%}" if "fraction_of_copy" in f else ""
-        rows.append((cell, f["dtype"], f"**{f['ratio']:.2f}**", spread(f, "ours"), spread(f, "theirs"),
-                     f"{f['ours_tokens_per_second']:,.1f}", share, f["transformers"]))  # fmt: skip
+        rows.append(
+            (
+                cell,
+                f["dtype"],
+                f"**{f['ratio']:.2f}**",
+                spread(f, "ours"),
+                spread(f, "theirs"),
+                f"{f['ours_tokens_per_second']:,.1f}",
+                share,
+                f["transformers"],
+            )
+        )
     return markdown(header, rows, 2)
 
 
@@ -84,23 +102,38 @@ def load(record: dict) -> str:
 def serve(record: dict) -> str:
     header = ("requests/s", "tokens/s", "first piece, p50 ms", "p99 ms", "between pieces, p50 ms", "p99 ms")
     rows = [
-        (f"{f['requests_per_second']:g}", f"{f['tokens_per_second']:,.1f}", f"{f['first_piece_p50_ms']:,.1f}",
-         f"{f['first_piece_p99_ms']:,.1f}", f"{f['inter_piece_p50_ms']:,.1f}", f"{f['inter_piece_p99_ms']:,.1f}")
+        (
+            f"{f['requests_per_second']:g}",
+            f"{f['tokens_per_second']:,.1f}",
+            f"{f['first_piece_p50_ms']:,.1f}",
+            f"{f['first_piece_p99_ms']:,.1f}",
+            f"{f['inter_piece_p50_ms']:,.1f}",
+            f"{f['inter_piece_p99_ms']:,.1f}",
+        )
         for f in record["figures"]
-    ]  # fmt: skip
+    ]
     return markdown(header, rows, 0)
 
 
 def batching(record: dict) -> str:
     header = ("", "tokens/s", "times a static batch", "first token, p50 ms", "p99 ms")
     rows = [
-        (f["side"], f"{f['tokens_per_second']:,.1f}", f"{f['speed_of_static']:.2f}", f"{f['first_token_p50_ms']:,.0f}",
-         f"{f['first_token_p99_ms']:,.0f}")
+        (
+            f["side"],
+            f"{f['tokens_per_second']:,.1f}",
+            f"{f['speed_of_static']:.2f}",
+            f"{f['first_token_p50_ms']:,.0f}",
+            f"{f['first_token_p99_ms']:,.0f}",
+        )
         for f in of_kind(record, "batching")
-    ]  # fmt: skip
+    ]
     shared = of_kind(record, "prefix")
-    header_of_prefix = (f"{shared[0]['requests']} requests that share {shared[0]['system_tokens']} tokens",
-                        "first token, ms", "without prefix caching", "times as long")  # fmt: skip
+    header_of_prefix = (
+        f"{shared[0]['requests']} requests that share {shared[0]['system_tokens']} tokens",
+        "first token, ms",
+        "without prefix caching",
+        "times as long",
+    )
     prefix = [
         (f["arrival"], spread_of_prefix(f, "with"), spread_of_prefix(f, "without"), f"{f['ratio']:.1f}") for f in shared
     ]
@@ -135,8 +168,13 @@ def fits(record: dict) -> str:
 def experts(record: dict) -> str:
     distinct, steps = of_kind(record, "distinct"), of_kind(record, "step")
     larger = [model for model in dict.fromkeys(f["model"] for f in steps) if model != record["settings"]["model"]]
-    header = ("tokens in a step", "distinct experts, unrelated places", "neighbours", "drawn at random",
-              *(f"GB of weights, {model} (computed)" for model in larger))  # fmt: skip
+    header = (
+        "tokens in a step",
+        "distinct experts, unrelated places",
+        "neighbours",
+        "drawn at random",
+        *(f"GB of weights, {model} (computed)" for model in larger),
+    )
     rows = []
     for tokens in dict.fromkeys(f["tokens"] for f in distinct):
         here = [f for f in distinct if f["tokens"] == tokens]
@@ -148,16 +186,34 @@ def experts(record: dict) -> str:
 
 
 def verify(record: dict) -> str:
-    header = ("dtype", "backend", "largest RMS error of a layer", "transformers' own", "RMS error of the logits",
-              "transformers' own", "same next token", "contract")  # fmt: skip
+    header = (
+        "dtype",
+        "backend",
+        "largest RMS error of a layer",
+        "transformers' own",
+        "RMS error of the logits",
+        "transformers' own",
+        "same next token",
+        "contract",
+    )
     rows = []
     for dtype, backend in dict.fromkeys((f["dtype"], f["backend"]) for f in record["figures"]):
         *layers, logits = (f for f in record["figures"] if (f["dtype"], f["backend"]) == (dtype, backend))
         worst = max(layers, key=lambda f: f["rms_error"])
         own = [f"{f['transformers_rms_error']:.1e}" if dtype != "float32" else "" for f in (worst, logits)]
         kept = "kept" if all(f["within"] for f in (*layers, logits)) else "left"
-        rows.append((dtype, backend, f"{worst['rms_error']:.1e}", own[0], f"{logits['rms_error']:.1e}", own[1],
-                     f"{logits['same_argmax']:.1%}", kept))  # fmt: skip
+        rows.append(
+            (
+                dtype,
+                backend,
+                f"{worst['rms_error']:.1e}",
+                own[0],
+                f"{logits['rms_error']:.1e}",
+                own[1],
+                f"{logits['same_argmax']:.1%}",
+                kept,
+            )
+        )
     return markdown(header, rows, 2)
 
 
@@ -202,6 +258,14 @@ def of_kind(record: dict, figure: str) -> list[dict]:
 
 
 TABLES: dict[str, Callable[[dict], str]] = {
-    "generate": generate, "kv_cache": kv_cache, "load": load, "serve": serve, "batching": batching, "experts": experts,
-    "verify": verify, "ops": ops, "scheduler": scheduler, "fits": fits,
-}  # fmt: skip
+    "generate": generate,
+    "kv_cache": kv_cache,
+    "load": load,
+    "serve": serve,
+    "batching": batching,
+    "experts": experts,
+    "verify": verify,
+    "ops": ops,
+    "scheduler": scheduler,
+    "fits": fits,
+}

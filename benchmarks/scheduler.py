@@ -14,7 +14,9 @@ BLOCK_SIZE, PROMPT_TOKENS = 16, 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sequences", type=int, nargs="+", default=[16, 64, 256, 1024], help="sequences that run together")
+    parser.add_argument(
+        "--sequences", type=int, nargs="+", default=[16, 64, 256, 1024], help="sequences that run together"
+    )
     parser.add_argument("--rounds", type=int, default=100, help="steps that each side takes")
 
 
@@ -24,7 +26,9 @@ def run(args: argparse.Namespace) -> None:
     for count, timing in side_by_side(steps, args.rounds).items():
         microseconds = {f"{name}_us": getattr(timing, name) * 1e6 for name in ("median", "p20", "p80")}
         figures.append({"sequences": count} | microseconds | {"us_per_sequence": timing.median * 1e6 / count})
-        print(f"{count:5} sequences: {timing.median * 1e3:.3f} ms a step, {timing.median * 1e6 / count:.2f} us a sequence")
+        print(
+            f"{count:5} sequences: {timing.median * 1e3:.3f} ms a step, {timing.median * 1e6 / count:.2f} us a sequence"
+        )
     settings = {"rounds": args.rounds, "prompt_tokens": PROMPT_TOKENS, "block_size": BLOCK_SIZE, "device": "cpu"}
     save("scheduler", __doc__.splitlines()[0], settings, figures)
 

@@ -50,9 +50,7 @@ class Request:
 
 def run(args: argparse.Namespace) -> None:
     longest = PROMPT_TOKENS[1] + NEW_TOKENS[1]
-    llm = LLM(
-        args.model, dtype="float32", max_num_seqs=args.max_num_seqs, max_model_len=longest, prefix_caching=False
-    )  # fmt: skip
+    llm = LLM(args.model, dtype="float32", max_num_seqs=args.max_num_seqs, max_model_len=longest, prefix_caching=False)
     texts = windows(llm, min(args.requests, 16), 2 * PROMPT_TOKENS[1], args.seed)
     figures = []
     for rate in args.rates:
@@ -62,9 +60,11 @@ def run(args: argparse.Namespace) -> None:
         check(requests, [answer.text for answer in expected])
         row = summary(rate, requests, sum(len(answer.token_ids) for answer in expected))
         figures.append(row)
-        print(f"{rate:6.1f} requests/s: {row['tokens_per_second']:7.1f} tokens/s, first piece p50 "
-              f"{row['first_piece_p50_ms']:.0f} ms, p99 {row['first_piece_p99_ms']:.0f} ms, between pieces p50 "
-              f"{row['inter_piece_p50_ms']:.1f} ms, p99 {row['inter_piece_p99_ms']:.1f} ms")  # fmt: skip
+        print(
+            f"{rate:6.1f} requests/s: {row['tokens_per_second']:7.1f} tokens/s, first piece p50 "
+            f"{row['first_piece_p50_ms']:.0f} ms, p99 {row['first_piece_p99_ms']:.0f} ms, between pieces p50 "
+            f"{row['inter_piece_p50_ms']:.1f} ms, p99 {row['inter_piece_p99_ms']:.1f} ms"
+        )
     settings = settings_of(args) | {"device": str(llm.device), "dtype": "float32"}
     save("serve", __doc__.splitlines()[0], settings, figures)
 

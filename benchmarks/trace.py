@@ -50,7 +50,7 @@ def trace_transformers(model: nn.Module, token_ids: list[int]) -> Trace:
     for i, layer in enumerate(model.model.layers):
         hooks.append(layer.register_forward_hook(lambda *call: hidden.append(call[2][0])))
         if hasattr(layer.mlp, "gate"):
-            chosen = lambda *call, i=i: expert_ids.__setitem__(i, call[2][-1])  # noqa: E731
+            chosen = lambda *call, i=i: expert_ids.__setitem__(i, call[2][-1])
             hooks.append(layer.mlp.gate.register_forward_hook(chosen))
     try:
         logits = model(torch.tensor([token_ids], device=model.device), use_cache=False).logits[0].float()

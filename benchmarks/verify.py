@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import kernels
 from qwen3 import LLM
 from qwen3.errors import Qwen3Error
 from qwen3.hub import resolve
+from qwen3_kernels.backend import backend
 
 from .common import save
 from .experts import windows
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def triton_runs(device: torch.device) -> bool:
     try:
-        kernels.backend("triton", device.type)
+        backend("triton", device.type)
     except RuntimeError as error:
         print(f"triton is left out: {error}")
         return False

@@ -1,4 +1,4 @@
-"""Compile every kernel for GPUs that are not here and read what they would run: `python -m kernels.aot [--check]`.
+"""Compile every kernel for GPUs that are not here and read what they would run: `python -m qwen3_kernels.aot [--check]`.
 
 No driver is needed: Triton ships the assembler and the disassembler. Each kernel module lists its tile table at real
 shapes in `aot_cases(model)`. `--write` records the numbers in aot_table.json; `--check` exits with 1 where a kernel
@@ -291,7 +291,24 @@ def check(results: dict[str, Report | str], table: dict, selected: Iterable[str]
 
 
 def print_table(results: dict[str, Report | str]) -> None:
-    lines = ["kernel regs spill smem warps blocks mma loads wide stores wide MB GFLOP us".split()]
+    lines = [
+        [
+            "kernel",
+            "regs",
+            "spill",
+            "smem",
+            "warps",
+            "blocks",
+            "mma",
+            "loads",
+            "wide",
+            "stores",
+            "wide",
+            "MB",
+            "GFLOP",
+            "us",
+        ]
+    ]
     for key, r in results.items():
         if isinstance(r, str):
             continue
@@ -306,7 +323,7 @@ def print_table(results: dict[str, Report | str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m qwen3_kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), help="sm_80, sm_90, sm_100, gfx942, ...")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--module", nargs="+", choices=MODULES, default=list(MODULES))
@@ -349,5 +366,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     # Kernels that were defined for the interpreter cannot be compiled: start again without it.
     if os.environ.pop("TRITON_INTERPRET", None):
-        os.execv(sys.executable, [sys.executable, "-m", "kernels.aot", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", "qwen3_kernels.aot", *sys.argv[1:]])
     sys.exit(main())

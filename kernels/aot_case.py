@@ -1,4 +1,4 @@
-"""What `kernels.aot` needs to know to compile one kernel for a GPU that is not here."""
+"""What `qwen3_kernels.aot` needs to know to compile one kernel for a GPU that is not here."""
 
 from dataclasses import dataclass
 from typing import Any

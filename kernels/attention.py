@@ -35,10 +35,25 @@ def page_rows(
 
 @triton.jit
 def attend_tile(
-    q, top, total, acc, key_cache_ptr, value_cache_ptr, block_table_ptr, start, stop, last_visible, head, scale_log2,
-    KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    q,
+    top,
+    total,
+    acc,
+    key_cache_ptr,
+    value_cache_ptr,
+    block_table_ptr,
+    start,
+    stop,
+    last_visible,
+    head,
+    scale_log2,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     MASKED: tl.constexpr,
-):  # fmt: skip
+):
     """Online softmax (Milakov and Gimelshein, 2018; FlashAttention, Dao et al., 2022) over tokens start to start + N.
 
     q [M, BLOCK_D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]. With MASKED, tokens from `stop` on are not read, and a

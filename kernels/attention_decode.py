@@ -43,11 +43,25 @@ def split_size(length, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_
     do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables_ptr", "context_lengths_ptr"]
 )
 def decode_split_kernel(
-    values_ptr, stats_ptr, q_ptr, key_cache_ptr, value_cache_ptr, block_tables_ptr, context_lengths_ptr, scale_log2,
-    table_stride, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    values_ptr,
+    stats_ptr,
+    q_ptr,
+    key_cache_ptr,
+    value_cache_ptr,
+    block_tables_ptr,
+    context_lengths_ptr,
+    scale_log2,
+    table_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    MIN_SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-):  # fmt: skip
+):
     """One split of softmax(q Kᵀ scale) V: the weighted sum of its values, its highest score and its sum of weights.
 
     q [S, HEADS, D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]; block_tables [S, max_blocks] with rows table_stride
@@ -79,9 +93,25 @@ def decode_split_kernel(
     block_table_ptr = block_tables_ptr + sequence * table_stride
     for start in range(first, stop, BLOCK_N):
         top, total, acc = attend_tile(
-            q, top, total, acc, key_cache_ptr, value_cache_ptr, block_table_ptr, start, stop, stop - 1, head,
-            scale_log2, KV_HEADS, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, True,
-        )  # fmt: skip
+            q,
+            top,
+            total,
+            acc,
+            key_cache_ptr,
+            value_cache_ptr,
+            block_table_ptr,
+            start,
+            stop,
+            stop - 1,
+            head,
+            scale_log2,
+            KV_HEADS,
+            D,
+            BLOCK_SIZE,
+            BLOCK_N,
+            BLOCK_D,
+            True,
+        )
 
     row = member * splits
     first_row = first_head * splits + split
@@ -92,9 +122,17 @@ def decode_split_kernel(
 
 @triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["context_lengths_ptr"])
 def decode_combine_kernel(
-    out_ptr, values_ptr, stats_ptr, context_lengths_ptr, splits, D: tl.constexpr, MIN_SPLIT: tl.constexpr,
-    MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    out_ptr,
+    values_ptr,
+    stats_ptr,
+    context_lengths_ptr,
+    splits,
+    D: tl.constexpr,
+    MIN_SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """out = sum_i w_i values_i / sum_i w_i total_i over the splits i of a context, w_i = exp2(top_i - the highest top).
 
     values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2] as decode_split_kernel writes them; context_lengths
@@ -149,10 +187,27 @@ def decode_attention(
     values = torch.empty((sequences, heads, splits, head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((sequences, heads, splits, 2), dtype=torch.float32, device=q.device)
     decode_split_kernel[splits, kv_heads, sequences](
-        values, stats, q, key_cache, value_cache, block_tables, context_lengths, scale * LOG2E, block_tables.stride(0),
-        heads, kv_heads, head_dim, block_size, MIN_SPLIT, MAX_SPLITS, MAX_GROUP, tile.block_n, block_d,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
+        values,
+        stats,
+        q,
+        key_cache,
+        value_cache,
+        block_tables,
+        context_lengths,
+        scale * LOG2E,
+        block_tables.stride(0),
+        heads,
+        kv_heads,
+        head_dim,
+        block_size,
+        MIN_SPLIT,
+        MAX_SPLITS,
+        MAX_GROUP,
+        tile.block_n,
+        block_d,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
     decode_combine_kernel[heads, sequences](
         out, values, stats, context_lengths, splits, head_dim, MIN_SPLIT, MAX_SPLITS, tile.block_n, block_d, num_warps=4
     )
@@ -178,7 +233,8 @@ def aot_cases(model) -> list[Case]:
                 Case(
                     name=f"decode_split {dtype} heads={heads} page={block_size}",
                     kernel=decode_split_kernel,
-                    arguments=shared | inputs
+                    arguments=shared
+                    | inputs
                     | {"HEADS": heads, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size, "BLOCK_M": MAX_GROUP},
                     num_warps=tile.num_warps,
                     num_stages=tile.num_stages,

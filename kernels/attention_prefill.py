@@ -47,10 +47,24 @@ def sequence_of(tile, query_starts_ptr, sequences, TOKENS: tl.constexpr):
     do_not_specialize_on_alignment=["block_tables_ptr", "query_starts_ptr", "context_lengths_ptr"],
 )
 def prefill_kernel(
-    out_ptr, q_ptr, key_cache_ptr, value_cache_ptr, block_tables_ptr, query_starts_ptr, context_lengths_ptr, scale_log2,
-    table_stride, sequences, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    out_ptr,
+    q_ptr,
+    key_cache_ptr,
+    value_cache_ptr,
+    block_tables_ptr,
+    query_starts_ptr,
+    context_lengths_ptr,
+    scale_log2,
+    table_stride,
+    sequences,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """out = softmax(q Kᵀ scale) V, where a query sees the tokens of its sequence up to its own.
 
     out, q [T, HEADS, D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]; block_tables [S, max_blocks] with rows
@@ -92,21 +106,58 @@ def prefill_kernel(
     whole = (length - queries + first + 1) // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
         top, total, acc = attend_tile(
-            q, top, total, acc, key_cache_ptr, value_cache_ptr, block_table_ptr, start, stop, position[:, None], head,
-            scale_log2, KV_HEADS, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, False,
-        )  # fmt: skip
+            q,
+            top,
+            total,
+            acc,
+            key_cache_ptr,
+            value_cache_ptr,
+            block_table_ptr,
+            start,
+            stop,
+            position[:, None],
+            head,
+            scale_log2,
+            KV_HEADS,
+            D,
+            BLOCK_SIZE,
+            BLOCK_N,
+            BLOCK_D,
+            False,
+        )
     for start in range(whole, stop, BLOCK_N):
         top, total, acc = attend_tile(
-            q, top, total, acc, key_cache_ptr, value_cache_ptr, block_table_ptr, start, stop, position[:, None], head,
-            scale_log2, KV_HEADS, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, True,
-        )  # fmt: skip
+            q,
+            top,
+            total,
+            acc,
+            key_cache_ptr,
+            value_cache_ptr,
+            block_table_ptr,
+            start,
+            stop,
+            position[:, None],
+            head,
+            scale_log2,
+            KV_HEADS,
+            D,
+            BLOCK_SIZE,
+            BLOCK_N,
+            BLOCK_D,
+            True,
+        )
     tl.store(out_ptr + offsets, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=kept)
 
 
 def prefill_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, query_starts: Tensor,
-    context_lengths: Tensor, scale: float,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    scale: float,
+) -> Tensor:
     """Causal grouped-query attention of several query tokens per sequence over its pages, in one launch.
 
     FlashAttention-2 (Dao, 2023) over the pages of PagedAttention (Kwon et al., 2023). q [T, Hq, D] and caches
@@ -127,11 +178,26 @@ def prefill_attention(
     tile = TILES[q.element_size()]
     tiles = tokens // (tile.block_m // (heads // kv_heads)) + sequences
     prefill_kernel[(tiles * kv_heads,)](
-        out, q, key_cache, value_cache, block_tables, query_starts, context_lengths, scale * LOG2E,
-        block_tables.stride(0), sequences, heads, kv_heads, head_dim, block_size, tile.block_m, tile.block_n,
+        out,
+        q,
+        key_cache,
+        value_cache,
+        block_tables,
+        query_starts,
+        context_lengths,
+        scale * LOG2E,
+        block_tables.stride(0),
+        sequences,
+        heads,
+        kv_heads,
+        head_dim,
+        block_size,
+        tile.block_m,
+        tile.block_n,
         max(16, triton.next_power_of_2(head_dim)),  # the least that a dot takes
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
     return out
 
 
@@ -150,7 +216,9 @@ def aot_cases(model) -> list[Case]:
             Case(
                 name=f"prefill {dtype} heads={heads} page={block_size}",
                 kernel=prefill_kernel,
-                arguments=dict.fromkeys(pointers, f"*{dtype}:16") | dict.fromkeys(ids, "*i64") | sizes
+                arguments=dict.fromkeys(pointers, f"*{dtype}:16")
+                | dict.fromkeys(ids, "*i64")
+                | sizes
                 | {"scale_log2": "fp32", "table_stride": "i32", "sequences": "i32"},
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,

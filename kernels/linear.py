@@ -81,9 +81,21 @@ def _normalise(total, scale, norm_weight, dtype: tl.constexpr):
 
 @triton.jit
 def linear_vector_kernel(
-    out_ptr, x_ptr, weight_ptr, bias_ptr, residual_ptr, norm_weight_ptr, total_ptr, normed_ptr, eps, outputs, steps,
-    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    out_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    norm_weight_ptr,
+    total_ptr,
+    normed_ptr,
+    eps,
+    outputs,
+    steps,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """out = weight x + bias, token by token. With a norm_weight, x stands for rms_norm(residual + x).
 
     out [T, N], x [T, K], weight [N, K], bias [N] or None; residual [T, K] or None, norm_weight [K] or None. The first
@@ -125,10 +137,23 @@ def linear_vector_kernel(
 
 @triton.jit
 def linear_matrix_kernel(
-    out_ptr, x_ptr, weight_ptr, bias_ptr, residual_ptr, norm_weight_ptr, total_ptr, normed_ptr, eps,
-    tokens, outputs, columns,
-    K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    out_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    norm_weight_ptr,
+    total_ptr,
+    normed_ptr,
+    eps,
+    tokens,
+    outputs,
+    columns,
+    K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """out = x weightᵀ + bias, of up to BLOCK_T tokens. With a norm_weight, x stands for rms_norm(residual + x).
 
     out [T, N], x [T, K], weight [N, K], bias [N] or None; residual [T, K] or None, norm_weight [K] or None. Program 0
@@ -205,9 +230,13 @@ def _matrix_constants(outputs: int, K: int, element_size: int) -> tuple[dict[str
 
 
 def _launch(
-    x: Tensor, weight: Tensor, bias: Tensor | None,
-    residual: Tensor | None = None, norm_weight: Tensor | None = None, eps: float = 0.0,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One launch for one to MAX_TOKENS tokens -> (projection, residual + x or None, normalised rows or None)."""
     (tokens, K), outputs = x.shape, weight.shape[0]
     out = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
@@ -294,9 +323,11 @@ def aot_cases(model) -> list[Case]:
     H, heads = model.hidden_size, model.num_heads * model.head_dim
     qkv = heads + 2 * model.num_kv_heads * model.head_dim
     shapes = (
-        ("router", model.num_experts, H, True), ("o_proj", H, heads, False), ("qkv", qkv, H, True),
+        ("router", model.num_experts, H, True),
+        ("o_proj", H, heads, False),
+        ("qkv", qkv, H, True),
         ("lm_head", model.vocab_size, H, True),
-    )  # fmt: skip
+    )
     cases = []
     for tokens in (1, MAX_TOKENS):
         for name, N, K, norm in shapes:
@@ -318,9 +349,16 @@ def aot_cases(model) -> list[Case]:
             rows = tokens * K * (5 if norm else 1)
             cases.append(
                 Case(
-                    f"{name} {tokens} tokens", kernel, arguments | constants, num_warps, num_stages, programs,
-                    bytes_moved=2 * (N * K + tokens * N + rows), flops=2 * tokens * N * K,
-                    tensor_cores=kernel is linear_matrix_kernel, streams=True,
+                    f"{name} {tokens} tokens",
+                    kernel,
+                    arguments | constants,
+                    num_warps,
+                    num_stages,
+                    programs,
+                    bytes_moved=2 * (N * K + tokens * N + rows),
+                    flops=2 * tokens * N * K,
+                    tensor_cores=kernel is linear_matrix_kernel,
+                    streams=True,
                 )
-            )  # fmt: skip
+            )
     return cases

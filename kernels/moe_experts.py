@@ -58,11 +58,23 @@ def _tile_rows(tile_experts_ptr, offsets_ptr, tile, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def gate_up_kernel(
-    x_ptr, weight_ptr, offsets_ptr, order_ptr, tile_experts_ptr, hidden_ptr, hidden_size,
-    H: tl.constexpr, I: tl.constexpr, TOP_K: tl.constexpr,
-    X_STRIDE: tl.constexpr, EXPERT_STRIDE: tl.constexpr, WEIGHT_STRIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    weight_ptr,
+    offsets_ptr,
+    order_ptr,
+    tile_experts_ptr,
+    hidden_ptr,
+    hidden_size,
+    H: tl.constexpr,
+    I: tl.constexpr,
+    TOP_K: tl.constexpr,
+    X_STRIDE: tl.constexpr,
+    EXPERT_STRIDE: tl.constexpr,
+    WEIGHT_STRIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """hidden[r] = silu(gate xᵀ) (up xᵀ) for the token x and the expert of sorted row r.
 
     x [T, H], weight [E, 2 I, H] (gate rows, then up rows), offsets, order and tile_experts as in ExpertSort,
@@ -98,10 +110,22 @@ def gate_up_kernel(
 
 @triton.jit
 def down_kernel(
-    hidden_ptr, weight_ptr, weights_ptr, offsets_ptr, order_ptr, tile_experts_ptr, out_ptr, intermediate_size,
-    H: tl.constexpr, I: tl.constexpr, EXPERT_STRIDE: tl.constexpr, WEIGHT_STRIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    hidden_ptr,
+    weight_ptr,
+    weights_ptr,
+    offsets_ptr,
+    order_ptr,
+    tile_experts_ptr,
+    out_ptr,
+    intermediate_size,
+    H: tl.constexpr,
+    I: tl.constexpr,
+    EXPERT_STRIDE: tl.constexpr,
+    WEIGHT_STRIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """out[pair] = weights[pair] * down hiddenᵀ for each sorted row, put where its (token, expert) pair belongs.
 
     hidden [T k, I] in sorted order, weight [E, H, I], weights [T, k], out [T k, H] in the order of the pairs. Grid
@@ -157,18 +181,41 @@ def _grouped(
     out = torch.empty((tokens, H), dtype=x.dtype, device=x.device)
     n, step_bytes, num_warps, num_stages = tile.gate_up
     gate_up_kernel[(tiles * triton.cdiv(I, n),)](
-        x, gate_up_weight, *sort, hidden, H, H=H, I=I, TOP_K=top_k,
-        X_STRIDE=x.stride(0), EXPERT_STRIDE=gate_up_weight.stride(0), WEIGHT_STRIDE=gate_up_weight.stride(1),
-        BLOCK_M=tile.block_m, BLOCK_N=n, BLOCK_K=step_bytes // x.element_size(),
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
+        x,
+        gate_up_weight,
+        *sort,
+        hidden,
+        H,
+        H=H,
+        I=I,
+        TOP_K=top_k,
+        X_STRIDE=x.stride(0),
+        EXPERT_STRIDE=gate_up_weight.stride(0),
+        WEIGHT_STRIDE=gate_up_weight.stride(1),
+        BLOCK_M=tile.block_m,
+        BLOCK_N=n,
+        BLOCK_K=step_bytes // x.element_size(),
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
     n, step_bytes, num_warps, num_stages = tile.down
     down_kernel[(tiles * triton.cdiv(H, n),)](
-        hidden, down_weight, weights, *sort, results, I, H=H, I=I,
-        EXPERT_STRIDE=down_weight.stride(0), WEIGHT_STRIDE=down_weight.stride(1),
-        BLOCK_M=tile.block_m, BLOCK_N=n, BLOCK_K=step_bytes // x.element_size(),
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
+        hidden,
+        down_weight,
+        weights,
+        *sort,
+        results,
+        I,
+        H=H,
+        I=I,
+        EXPERT_STRIDE=down_weight.stride(0),
+        WEIGHT_STRIDE=down_weight.stride(1),
+        BLOCK_M=tile.block_m,
+        BLOCK_N=n,
+        BLOCK_K=step_bytes // x.element_size(),
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
     combine_kernel[(tokens, triton.cdiv(H, COMBINE_COLUMNS))](
         results, out, H=H, TOP_K=top_k, BLOCK=COMBINE_COLUMNS, num_warps=4
     )
@@ -178,9 +225,12 @@ def _grouped(
 def _check(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tensor, expert_ids: Tensor) -> None:
     def refuse(wanted: str) -> NoReturn:
         tensors = {
-            "x": x, "gate_up_weight": gate_up_weight, "down_weight": down_weight, "weights": weights,
+            "x": x,
+            "gate_up_weight": gate_up_weight,
+            "down_weight": down_weight,
+            "weights": weights,
             "expert_ids": expert_ids,
-        }  # fmt: skip
+        }
         got = (f"{n} {list(t.shape)} {t.dtype} {t.device} strides {t.stride()}" for n, t in tensors.items())
         raise ValueError(f"moe_experts: needs {wanted}, got {', '.join(got)}")
 
@@ -222,8 +272,8 @@ def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights:
 def aot_cases(model) -> list[Case]:
     """Every row of the tile table at the most rows it is for (the last one at 8,192 tokens), and the combine."""
     E, H, I, top_k = model.num_experts, model.hidden_size, model.moe_intermediate_size, model.top_k
-    sort = {name: "*i32:16" for name in ("offsets_ptr", "order_ptr", "tile_experts_ptr")}
-    stream = {name: "*bf16:16" for name in ("weight_ptr", "hidden_ptr")}
+    sort = dict.fromkeys(("offsets_ptr", "order_ptr", "tile_experts_ptr"), "*i32:16")
+    stream = dict.fromkeys(("weight_ptr", "hidden_ptr"), "*bf16:16")
     length = {True: "i32:16", False: "i32"}
     cases = []
     for tile in TILES:
@@ -236,31 +286,51 @@ def aot_cases(model) -> list[Case]:
                 kernel, columns, rows = gate_up_kernel, I, 2 * I
                 moved = 2 * (tokens * H + pairs * I)
                 arguments = {
-                    "x_ptr": "*bf16:16", "hidden_size": length[H % 16 == 0], "TOP_K": top_k, "X_STRIDE": H,
-                    "EXPERT_STRIDE": 2 * I * H, "WEIGHT_STRIDE": H,
-                }  # fmt: skip
+                    "x_ptr": "*bf16:16",
+                    "hidden_size": length[H % 16 == 0],
+                    "TOP_K": top_k,
+                    "X_STRIDE": H,
+                    "EXPERT_STRIDE": 2 * I * H,
+                    "WEIGHT_STRIDE": H,
+                }
             else:
                 kernel, columns, rows = down_kernel, H, H
                 moved = 2 * pairs * (I + H)
                 arguments = {
-                    "weights_ptr": "*bf16:16", "out_ptr": "*bf16:16", "intermediate_size": length[I % 16 == 0],
-                    "EXPERT_STRIDE": H * I, "WEIGHT_STRIDE": I,
-                }  # fmt: skip
+                    "weights_ptr": "*bf16:16",
+                    "out_ptr": "*bf16:16",
+                    "intermediate_size": length[I % 16 == 0],
+                    "EXPERT_STRIDE": H * I,
+                    "WEIGHT_STRIDE": I,
+                }
             width = rows * (H if name == "gate_up" else I)
             cases.append(
                 Case(
-                    f"{name} {tile.block_m} rows", kernel, sort | stream | constants | arguments, num_warps, num_stages,
+                    f"{name} {tile.block_m} rows",
+                    kernel,
+                    sort | stream | constants | arguments,
+                    num_warps,
+                    num_stages,
                     programs=(pairs // tile.block_m + E) * triton.cdiv(columns, n),
-                    bytes_moved=int(moved + 2 * hit * width), flops=2 * pairs * width, tensor_cores=True, streams=True,
+                    bytes_moved=int(moved + 2 * hit * width),
+                    flops=2 * pairs * width,
+                    tensor_cores=True,
+                    streams=True,
                 )
-            )  # fmt: skip
+            )
     tokens = 8192
     arguments = {"pairs_ptr": "*bf16:16", "out_ptr": "*bf16:16", "H": H, "TOP_K": top_k, "BLOCK": COMBINE_COLUMNS}
     cases.append(
         Case(
-            "combine", combine_kernel, arguments, num_warps=4, num_stages=3,
-            programs=tokens * triton.cdiv(H, COMBINE_COLUMNS), bytes_moved=2 * tokens * (top_k + 1) * H,
-            flops=tokens * top_k * H, streams=True,
+            "combine",
+            combine_kernel,
+            arguments,
+            num_warps=4,
+            num_stages=3,
+            programs=tokens * triton.cdiv(H, COMBINE_COLUMNS),
+            bytes_moved=2 * tokens * (top_k + 1) * H,
+            flops=tokens * top_k * H,
+            streams=True,
         )
-    )  # fmt: skip
+    )
     return cases

@@ -16,10 +16,16 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @triton.jit
 def route_kernel(
-    logits_ptr, weights_ptr, expert_ids_ptr, logits_stride,
-    NUM_EXPERTS: tl.constexpr, TOP_K: tl.constexpr, RENORMALISE: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    weights_ptr,
+    expert_ids_ptr,
+    logits_stride,
+    NUM_EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    RENORMALISE: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """weight = softmax(logits)[expert] for the k largest logits, divided by their sum when RENORMALISE.
 
     logits [T, E], weights [T, k], expert_ids [T, k] int64. Grid (T,): a program is one warp and owns one token.
@@ -74,10 +80,17 @@ def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor,
     expert_ids = torch.empty((tokens, top_k), dtype=torch.int64, device=router_logits.device)
     if tokens:
         route_kernel[(tokens,)](
-            router_logits, weights, expert_ids, router_logits.stride(0),
-            NUM_EXPERTS=experts, TOP_K=top_k, RENORMALISE=renormalise,
-            BLOCK_E=triton.next_power_of_2(experts), BLOCK_K=triton.next_power_of_2(top_k), num_warps=1,
-        )  # fmt: skip
+            router_logits,
+            weights,
+            expert_ids,
+            router_logits.stride(0),
+            NUM_EXPERTS=experts,
+            TOP_K=top_k,
+            RENORMALISE=renormalise,
+            BLOCK_E=triton.next_power_of_2(experts),
+            BLOCK_K=triton.next_power_of_2(top_k),
+            num_warps=1,
+        )
     return weights, expert_ids
 
 
@@ -97,9 +110,15 @@ class ExpertSort(NamedTuple):
 
 @triton.jit
 def sort_by_expert_kernel(
-    expert_ids_ptr, offsets_ptr, order_ptr, tile_experts_ptr, num_pairs,
-    BLOCK_M: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TILES: tl.constexpr,
-):  # fmt: skip
+    expert_ids_ptr,
+    offsets_ptr,
+    order_ptr,
+    tile_experts_ptr,
+    num_pairs,
+    BLOCK_M: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+):
     """A counting sort: the offset of an expert is the number of pairs with a smaller id.
 
     expert_ids [N] int64, offsets [E + 1], order [N], tile_experts [N // BLOCK_M + E] int32. Grid (E,): a program owns
@@ -157,9 +176,16 @@ def sort_by_expert(expert_ids: Tensor, num_experts: int, block_m: int) -> Expert
         torch.empty(pairs // block_m + num_experts, dtype=torch.int32, device=device),
     )
     sort_by_expert_kernel[(num_experts,)](
-        expert_ids, sort.offsets, sort.order, sort.tile_experts, pairs,
-        BLOCK_M=block_m, BLOCK=min(2048, max(128, triton.next_power_of_2(pairs))), BLOCK_TILES=32, num_warps=4,
-    )  # fmt: skip
+        expert_ids,
+        sort.offsets,
+        sort.order,
+        sort.tile_experts,
+        pairs,
+        BLOCK_M=block_m,
+        BLOCK=min(2048, max(128, triton.next_power_of_2(pairs))),
+        BLOCK_TILES=32,
+        num_warps=4,
+    )
     return sort
 
 
@@ -171,15 +197,23 @@ def aot_cases(model) -> list[Case]:
             f"route {experts} experts top {top_k}",
             route_kernel,
             {
-                "logits_ptr": "*bf16:16", "weights_ptr": "*bf16:16", "expert_ids_ptr": "*i64:16",
+                "logits_ptr": "*bf16:16",
+                "weights_ptr": "*bf16:16",
+                "expert_ids_ptr": "*i64:16",
                 "logits_stride": "i32:16" if experts % 16 == 0 else "i32",
-                "NUM_EXPERTS": experts, "TOP_K": top_k, "RENORMALISE": True,
-                "BLOCK_E": triton.next_power_of_2(experts), "BLOCK_K": triton.next_power_of_2(top_k),
+                "NUM_EXPERTS": experts,
+                "TOP_K": top_k,
+                "RENORMALISE": True,
+                "BLOCK_E": triton.next_power_of_2(experts),
+                "BLOCK_K": triton.next_power_of_2(top_k),
             },
-            num_warps=1, num_stages=3, programs=tokens, bytes_moved=tokens * (2 * experts + 10 * top_k),
+            num_warps=1,
+            num_stages=3,
+            programs=tokens,
+            bytes_moved=tokens * (2 * experts + 10 * top_k),
             flops=4 * tokens * experts,
         )
-    ]  # fmt: skip
+    ]
     for tokens, block in ((32, 256), (8192, 2048)):
         pairs = tokens * top_k
         cases.append(
@@ -187,11 +221,20 @@ def aot_cases(model) -> list[Case]:
                 f"sort_by_expert {tokens} tokens",
                 sort_by_expert_kernel,
                 {
-                    "expert_ids_ptr": "*i64:16", "offsets_ptr": "*i32:16", "order_ptr": "*i32:16",
-                    "tile_experts_ptr": "*i32:16", "num_pairs": "i32:16" if pairs % 16 == 0 else "i32",
-                    "BLOCK_M": 16, "BLOCK": block, "BLOCK_TILES": 32,
+                    "expert_ids_ptr": "*i64:16",
+                    "offsets_ptr": "*i32:16",
+                    "order_ptr": "*i32:16",
+                    "tile_experts_ptr": "*i32:16",
+                    "num_pairs": "i32:16" if pairs % 16 == 0 else "i32",
+                    "BLOCK_M": 16,
+                    "BLOCK": block,
+                    "BLOCK_TILES": 32,
                 },
-                num_warps=4, num_stages=3, programs=experts, bytes_moved=12 * pairs + 8 * experts, flops=0,
+                num_warps=4,
+                num_stages=3,
+                programs=experts,
+                bytes_moved=12 * pairs + 8 * experts,
+                flops=0,
             )
-        )  # fmt: skip
+        )
     return cases

@@ -14,11 +14,24 @@ DOWN_ROWS, DOWN_BYTES = 32, 256  # columns times experts of a program, bytes of 
 
 @triton.jit
 def small_gate_up_kernel(
-    x_ptr, weight_ptr, weights_ptr, expert_ids_ptr, hidden_ptr, tokens, hidden_size,
-    H: tl.constexpr, I: tl.constexpr, TOP_K: tl.constexpr,
-    X_STRIDE: tl.constexpr, EXPERT_STRIDE: tl.constexpr, WEIGHT_STRIDE: tl.constexpr,
-    BLOCK_T: tl.constexpr, TOP_K_PADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    weight_ptr,
+    weights_ptr,
+    expert_ids_ptr,
+    hidden_ptr,
+    tokens,
+    hidden_size,
+    H: tl.constexpr,
+    I: tl.constexpr,
+    TOP_K: tl.constexpr,
+    X_STRIDE: tl.constexpr,
+    EXPERT_STRIDE: tl.constexpr,
+    WEIGHT_STRIDE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    TOP_K_PADDED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """hidden[pair] = weights[pair] silu(gate xᵀ) (up xᵀ), where pair = token k + choice and gate, up are its expert's.
 
     x [T, H], weight [E, 2 I, H] (gate rows, then up rows), weights and expert_ids [T, k], hidden [T k, I] float32.
@@ -62,10 +75,19 @@ def small_gate_up_kernel(
 
 @triton.jit
 def small_down_kernel(
-    hidden_ptr, weight_ptr, expert_ids_ptr, out_ptr,
-    H: tl.constexpr, I: tl.constexpr, TOP_K: tl.constexpr, EXPERT_STRIDE: tl.constexpr, WEIGHT_STRIDE: tl.constexpr,
-    TOP_K_PADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    hidden_ptr,
+    weight_ptr,
+    expert_ids_ptr,
+    out_ptr,
+    H: tl.constexpr,
+    I: tl.constexpr,
+    TOP_K: tl.constexpr,
+    EXPERT_STRIDE: tl.constexpr,
+    WEIGHT_STRIDE: tl.constexpr,
+    TOP_K_PADDED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """out[token] = the sum over its k experts of down[expert] hiddenᵀ; the routing weight is already in hidden.
 
     hidden [T k, I] float32, weight [E, H, I], expert_ids [T, k], out [T, H]. Grid (T, H / BLOCK_N): a program owns
@@ -94,17 +116,26 @@ def small_down_kernel(
 
 def _gate_up_constants(H: int, I: int, top_k: int, element_size: int) -> dict[str, int]:
     return {
-        "H": H, "I": I, "TOP_K": top_k, "TOP_K_PADDED": triton.next_power_of_2(top_k),
-        "BLOCK_T": MAX_TOKENS, "BLOCK_N": GATE_UP_N, "BLOCK_K": GATE_UP_BYTES // element_size,
-    }  # fmt: skip
+        "H": H,
+        "I": I,
+        "TOP_K": top_k,
+        "TOP_K_PADDED": triton.next_power_of_2(top_k),
+        "BLOCK_T": MAX_TOKENS,
+        "BLOCK_N": GATE_UP_N,
+        "BLOCK_K": GATE_UP_BYTES // element_size,
+    }
 
 
 def _down_constants(H: int, I: int, top_k: int, element_size: int) -> dict[str, int]:
     padded = triton.next_power_of_2(top_k)
     return {
-        "H": H, "I": I, "TOP_K": top_k, "TOP_K_PADDED": padded,
-        "BLOCK_N": DOWN_ROWS // padded, "BLOCK_K": DOWN_BYTES // element_size,
-    }  # fmt: skip
+        "H": H,
+        "I": I,
+        "TOP_K": top_k,
+        "TOP_K_PADDED": padded,
+        "BLOCK_N": DOWN_ROWS // padded,
+        "BLOCK_K": DOWN_BYTES // element_size,
+    }
 
 
 def moe_small(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
@@ -115,16 +146,31 @@ def moe_small(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: T
     out = torch.empty((tokens, H), dtype=x.dtype, device=x.device)
     constants = _gate_up_constants(H, I, top_k, x.element_size())
     small_gate_up_kernel[(pairs, triton.cdiv(I, constants["BLOCK_N"]))](
-        x, gate_up_weight, weights, expert_ids, hidden, tokens, H,
-        X_STRIDE=x.stride(0), EXPERT_STRIDE=gate_up_weight.stride(0), WEIGHT_STRIDE=gate_up_weight.stride(1),
-        **constants, num_warps=4, num_stages=4,
-    )  # fmt: skip
+        x,
+        gate_up_weight,
+        weights,
+        expert_ids,
+        hidden,
+        tokens,
+        H,
+        X_STRIDE=x.stride(0),
+        EXPERT_STRIDE=gate_up_weight.stride(0),
+        WEIGHT_STRIDE=gate_up_weight.stride(1),
+        **constants,
+        num_warps=4,
+        num_stages=4,
+    )
     constants = _down_constants(H, I, top_k, x.element_size())
     small_down_kernel[(tokens, triton.cdiv(H, constants["BLOCK_N"]))](
-        hidden, down_weight, expert_ids, out,
-        EXPERT_STRIDE=down_weight.stride(0), WEIGHT_STRIDE=down_weight.stride(1),
-        **constants, num_warps=8,
-    )  # fmt: skip
+        hidden,
+        down_weight,
+        expert_ids,
+        out,
+        EXPERT_STRIDE=down_weight.stride(0),
+        WEIGHT_STRIDE=down_weight.stride(1),
+        **constants,
+        num_warps=8,
+    )
     return out
 
 
@@ -138,23 +184,39 @@ def aot_cases(model) -> list[Case]:
         gate_up, down = _gate_up_constants(H, I, top_k, 2), _down_constants(H, I, top_k, 2)
         cases.append(
             Case(
-                f"gate_up {tokens} tokens", small_gate_up_kernel,
+                f"gate_up {tokens} tokens",
+                small_gate_up_kernel,
                 {
-                    **tensors, **gate_up, "x_ptr": "*bf16:16", "weights_ptr": "*bf16:16",
+                    **tensors,
+                    **gate_up,
+                    "x_ptr": "*bf16:16",
+                    "weights_ptr": "*bf16:16",
                     "tokens": "i32:16" if tokens % 16 == 0 else tokens if tokens == 1 else "i32",
                     "hidden_size": "i32:16" if H % 16 == 0 else "i32",
-                    "X_STRIDE": H, "EXPERT_STRIDE": 2 * I * H, "WEIGHT_STRIDE": H,
+                    "X_STRIDE": H,
+                    "EXPERT_STRIDE": 2 * I * H,
+                    "WEIGHT_STRIDE": H,
                 },
-                num_warps=4, num_stages=4, programs=tokens * top_k * triton.cdiv(I, gate_up["BLOCK_N"]),
-                bytes_moved=int(hit * 4 * I * H), flops=tokens * top_k * 4 * I * H, tensor_cores=True, streams=True,
+                num_warps=4,
+                num_stages=4,
+                programs=tokens * top_k * triton.cdiv(I, gate_up["BLOCK_N"]),
+                bytes_moved=int(hit * 4 * I * H),
+                flops=tokens * top_k * 4 * I * H,
+                tensor_cores=True,
+                streams=True,
             )
-        )  # fmt: skip
+        )
         cases.append(
             Case(
-                f"down {tokens} tokens", small_down_kernel,
+                f"down {tokens} tokens",
+                small_down_kernel,
                 {**tensors, **down, "out_ptr": "*bf16:16", "EXPERT_STRIDE": H * I, "WEIGHT_STRIDE": I},
-                num_warps=8, num_stages=3, programs=tokens * triton.cdiv(H, down["BLOCK_N"]),
-                bytes_moved=int(hit * 2 * I * H), flops=tokens * top_k * 2 * I * H, streams=True,
+                num_warps=8,
+                num_stages=3,
+                programs=tokens * triton.cdiv(H, down["BLOCK_N"]),
+                bytes_moved=int(hit * 2 * I * H),
+                flops=tokens * top_k * 2 * I * H,
+                streams=True,
             )
-        )  # fmt: skip
+        )
     return cases

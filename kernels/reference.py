@@ -20,8 +20,19 @@ from .cpu import causal_attention, product, products, row_products
 from .philox import uniform
 
 __all__ = [
-    "embedding", "linear", "rms_norm", "add_rms_norm", "add_norm_linear", "rope", "qk_norm_rope_cache",
-    "decode_attention", "prefill_attention", "swiglu", "route", "moe_experts", "sample",
+    "add_norm_linear",
+    "add_rms_norm",
+    "decode_attention",
+    "embedding",
+    "linear",
+    "moe_experts",
+    "prefill_attention",
+    "qk_norm_rope_cache",
+    "rms_norm",
+    "rope",
+    "route",
+    "sample",
+    "swiglu",
 ]  # fmt: skip
 
 
@@ -88,9 +99,16 @@ def rope(x: Tensor, positions: Tensor, rope_table: Tensor) -> Tensor:
 
 
 def qk_norm_rope_cache(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, positions: Tensor, rope_table: Tensor,
-    slot_mapping: Tensor, key_cache: Tensor, value_cache: Tensor,
-) -> Tensor:  # fmt: skip
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    positions: Tensor,
+    rope_table: Tensor,
+    slot_mapping: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+) -> Tensor:
     """Per-head RMSNorm of q and k, RoPE on both, K and V written to their slots; V is untouched.
 
     qkv [T, (Hq + 2 Hkv) D] from the fused projection, q_weight and k_weight [D], positions [T], slot_mapping [T]
@@ -157,9 +175,14 @@ def decode_attention(
 
 
 def prefill_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, query_starts: Tensor,
-    context_lengths: Tensor, scale: float,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lengths: Tensor,
+    scale: float,
+) -> Tensor:
     """Causal grouped-query attention of several query tokens per sequence over its pages.
 
     q [T, Hq, D]: the queries of sequence s are rows query_starts[s] to query_starts[s + 1], and they are the last of

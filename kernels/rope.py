@@ -34,9 +34,15 @@ class Tile(NamedTuple):
 # Rows of one tensor of ids, positions and slots begin at any multiple of 8 bytes: not worth a second compilation.
 @triton.jit(do_not_specialize_on_alignment=["positions_ptr"])
 def rope_kernel(
-    out_ptr, x_ptr, positions_ptr, table_ptr,
-    HEADS: tl.constexpr, D: tl.constexpr, TILE_HEADS: tl.constexpr, TILE_HALF: tl.constexpr,
-):  # fmt: skip
+    out_ptr,
+    x_ptr,
+    positions_ptr,
+    table_ptr,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    TILE_HEADS: tl.constexpr,
+    TILE_HALF: tl.constexpr,
+):
     """(first, second) -> (first cos - second sin, second cos + first sin), the two halves of each head.
 
     out, x: [T, HEADS, D]; positions: [T]; table: [max_positions, D] float32, cosines then sines.
@@ -83,10 +89,23 @@ def rope(x: Tensor, positions: Tensor, rope_table: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def qk_norm_rope_cache_kernel(
-    q_ptr, qkv_ptr, q_weight_ptr, k_weight_ptr, eps, positions_ptr, table_ptr, slots_ptr, key_cache_ptr,
-    value_cache_ptr, Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILE_HEADS: tl.constexpr, TILE_HALF: tl.constexpr,
-):  # fmt: skip
+    q_ptr,
+    qkv_ptr,
+    q_weight_ptr,
+    k_weight_ptr,
+    eps,
+    positions_ptr,
+    table_ptr,
+    slots_ptr,
+    key_cache_ptr,
+    value_cache_ptr,
+    Q_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE_HEADS: tl.constexpr,
+    TILE_HALF: tl.constexpr,
+):
     """q and k: rope(round(x / sqrt(mean(x²) + eps)) * weight) per head; k and v then go to the token's slot.
 
     qkv: [T, (Q_HEADS + 2 KV_HEADS) D]; q: [T, Q_HEADS, D]; q_weight, k_weight: [D]; positions, slots: [T];
@@ -140,9 +159,16 @@ def qk_norm_rope_cache_kernel(
 
 
 def qk_norm_rope_cache(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, positions: Tensor, rope_table: Tensor,
-    slot_mapping: Tensor, key_cache: Tensor, value_cache: Tensor,
-) -> Tensor:  # fmt: skip
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    positions: Tensor,
+    rope_table: Tensor,
+    slot_mapping: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+) -> Tensor:
     """Per-head RMSNorm of q and k, RoPE on both, K and V written to their slots; V is untouched.
 
     qkv [T, (Hq + 2 Hkv) D] contiguous, from the fused projection, float32, float16 or bfloat16, D even; q_weight and
@@ -179,9 +205,24 @@ def qk_norm_rope_cache(
     tile = Tile.of(head_dim)
     if tokens:
         qk_norm_rope_cache_kernel[(tokens, triton.cdiv(heads, tile.heads))](
-            q, qkv, q_weight, k_weight, eps, positions, rope_table, slot_mapping, key_cache, value_cache,
-            q_heads, kv_heads, head_dim, block_size, tile.heads, tile.half, num_warps=tile.num_warps,
-        )  # fmt: skip
+            q,
+            qkv,
+            q_weight,
+            k_weight,
+            eps,
+            positions,
+            rope_table,
+            slot_mapping,
+            key_cache,
+            value_cache,
+            q_heads,
+            kv_heads,
+            head_dim,
+            block_size,
+            tile.heads,
+            tile.half,
+            num_warps=tile.num_warps,
+        )
     return q
 
 

@@ -99,7 +99,7 @@ def _draw(logits_ptr, n, best, inverse, threshold, uniform, BLOCK: tl.constexpr)
 @triton.jit
 def _choose(
     logits_ptr, n, best, inverse, threshold, low, filters_k, top_k, filters_p, top_p, mass, uniform, BLOCK: tl.constexpr
-):  # fmt: skip
+):
     """The index that is drawn from n logits, among which are all that the filters keep.
 
     threshold is min-p's; low is a key that is not above the thresholds of the other filters; mass is the sum of the
@@ -133,7 +133,7 @@ def _choose(
 
 @triton.jit
 def _uniform(seed, position):
-    """float32 in [0, 1) with 24 random bits, the same as `kernels.philox.uniform` gives; both are int64."""
+    """float32 in [0, 1) with 24 random bits, the same as `qwen3_kernels.philox.uniform` gives; both are int64."""
     low = position.to(tl.uint32)
     word, _, _, _ = tl.philox(seed, low, (position >> 32).to(tl.uint32), low * 0, low * 0)
     return (word >> 8).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
@@ -141,10 +141,22 @@ def _uniform(seed, position):
 
 @triton.jit
 def sample_kernel(
-    tokens_ptr, logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr,
-    candidates_ptr, candidate_ids_ptr, V,
-    BLOCK: tl.constexpr, CAPACITY: tl.constexpr, CANDIDATES_BLOCK: tl.constexpr, PROBES: tl.constexpr,
-):  # fmt: skip
+    tokens_ptr,
+    logits_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    seeds_ptr,
+    positions_ptr,
+    candidates_ptr,
+    candidate_ids_ptr,
+    V,
+    BLOCK: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    CANDIDATES_BLOCK: tl.constexpr,
+    PROBES: tl.constexpr,
+):
     """tokens[s] is the token of row s of the logits, as `sample` says.
 
     tokens [S] int64, logits [S, V] float32, parameters [S]; candidates [S, CAPACITY] float32 and candidate_ids
@@ -211,9 +223,20 @@ def sample_kernel(
         # What one thread has written others will read.
         tl.debug_barrier()
         place = _choose(
-            candidates_ptr, candidates, best, inverse, threshold, low, filters_k, top_k, filters_p, top_p, mass,
-            uniform, CANDIDATES_BLOCK,
-        )  # fmt: skip
+            candidates_ptr,
+            candidates,
+            best,
+            inverse,
+            threshold,
+            low,
+            filters_k,
+            top_k,
+            filters_p,
+            top_p,
+            mass,
+            uniform,
+            CANDIDATES_BLOCK,
+        )
         token = tl.load(candidate_ids_ptr + place)
     else:
         token = _choose(
@@ -241,9 +264,13 @@ def sample(
         raise ValueError(f"logits must be contiguous, got strides {logits.stride()}")
     rows, vocabulary = logits.shape
     parameters = {
-        "temperature": (temperature, torch.float32), "top_k": (top_k, torch.int64), "top_p": (top_p, torch.float32),
-        "min_p": (min_p, torch.float32), "seeds": (seeds, torch.int64), "positions": (positions, torch.int64),
-    }  # fmt: skip
+        "temperature": (temperature, torch.float32),
+        "top_k": (top_k, torch.int64),
+        "top_p": (top_p, torch.float32),
+        "min_p": (min_p, torch.float32),
+        "seeds": (seeds, torch.int64),
+        "positions": (positions, torch.int64),
+    }
     for name, (tensor, dtype) in parameters.items():
         if tensor.shape != (rows,) or tensor.dtype != dtype or tensor.device != logits.device:
             got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
@@ -255,9 +282,23 @@ def sample(
         candidates = torch.empty((rows, CAPACITY), dtype=torch.float32, device=logits.device)
         candidate_ids = torch.empty((rows, CAPACITY), dtype=torch.int32, device=logits.device)
         sample_kernel[(rows,)](
-            tokens, logits, temperature, top_k, top_p, min_p, seeds, positions, candidates, candidate_ids, vocabulary,
-            BLOCK=BLOCK, CAPACITY=CAPACITY, CANDIDATES_BLOCK=CANDIDATES_BLOCK, PROBES=PROBES, num_warps=NUM_WARPS,
-        )  # fmt: skip
+            tokens,
+            logits,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seeds,
+            positions,
+            candidates,
+            candidate_ids,
+            vocabulary,
+            BLOCK=BLOCK,
+            CAPACITY=CAPACITY,
+            CANDIDATES_BLOCK=CANDIDATES_BLOCK,
+            PROBES=PROBES,
+            num_warps=NUM_WARPS,
+        )
     return tokens
 
 
@@ -265,14 +306,24 @@ def aot_cases(model) -> list[Case]:
     """One row of logits; its bytes are those of four passes, as with a top-k that the first probe finds."""
     V = model.vocab_size
     pointers = {
-        "tokens": "*i64:16", "logits": "*fp32:16", "temperature": "*fp32:16", "top_k": "*i64:16", "top_p": "*fp32:16",
-        "min_p": "*fp32:16", "seeds": "*i64:16", "positions": "*i64:16", "candidates": "*fp32:16",
+        "tokens": "*i64:16",
+        "logits": "*fp32:16",
+        "temperature": "*fp32:16",
+        "top_k": "*i64:16",
+        "top_p": "*fp32:16",
+        "min_p": "*fp32:16",
+        "seeds": "*i64:16",
+        "positions": "*i64:16",
+        "candidates": "*fp32:16",
         "candidate_ids": "*i32:16",
-    }  # fmt: skip
+    }
     arguments = {f"{name}_ptr": kind for name, kind in pointers.items()}
     arguments |= {
-        "V": "i32:16" if V % 16 == 0 else "i32", "BLOCK": BLOCK, "CAPACITY": CAPACITY,
-        "CANDIDATES_BLOCK": CANDIDATES_BLOCK, "PROBES": PROBES,
-    }  # fmt: skip
+        "V": "i32:16" if V % 16 == 0 else "i32",
+        "BLOCK": BLOCK,
+        "CAPACITY": CAPACITY,
+        "CANDIDATES_BLOCK": CANDIDATES_BLOCK,
+        "PROBES": PROBES,
+    }
     bytes_moved, flops = 4 * 4 * V, 4 * 4 * V
     return [Case(f"sample V={V}", sample_kernel, arguments, NUM_WARPS, 3, 1, bytes_moved, flops, streams=True)]

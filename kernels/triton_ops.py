@@ -1,4 +1,4 @@
-"""The same ops as `kernels.reference`, each a Triton kernel: what `backend("triton")` returns.
+"""The same ops as `qwen3_kernels.reference`, each a Triton kernel: what `backend("triton")` returns.
 
 Launches at batch-1 decode, one layer of a mixture of experts: add_norm_linear (add, norm and qkv projection),
 qk_norm_rope_cache, decode_attention (two: splits, combine), linear (output projection), add_norm_linear (add, norm and
@@ -17,6 +17,17 @@ from .sampling import sample
 from .swiglu import swiglu
 
 __all__ = [
-    "embedding", "linear", "rms_norm", "add_rms_norm", "add_norm_linear", "rope", "qk_norm_rope_cache",
-    "decode_attention", "prefill_attention", "swiglu", "route", "moe_experts", "sample",
+    "add_norm_linear",
+    "add_rms_norm",
+    "decode_attention",
+    "embedding",
+    "linear",
+    "moe_experts",
+    "prefill_attention",
+    "qk_norm_rope_cache",
+    "rms_norm",
+    "rope",
+    "route",
+    "sample",
+    "swiglu",
 ]  # fmt: skip

@@ -16,8 +16,17 @@ from .roofline import bytes_read, copy_bandwidth
 from .sampling import SamplingParams
 from .stats import Phase
 
-_COLUMNS = ("batch", "context", "prefill tokens/s", "decode tokens/s", "ms per step", "   p20 to p80", "GB per step",
-            "   GB/s", "of the copy")  # fmt: skip
+_COLUMNS = (
+    "batch",
+    "context",
+    "prefill tokens/s",
+    "decode tokens/s",
+    "ms per step",
+    "   p20 to p80",
+    "GB per step",
+    "   GB/s",
+    "of the copy",
+)
 BLOCK_SIZE = 16
 
 
@@ -50,13 +59,17 @@ class Speed:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
-        "--repo_id", "--repo-id", metavar="ID_OR_FOLDER",
+        "--repo_id",
+        "--repo-id",
+        metavar="ID_OR_FOLDER",
         help="a downloaded hub id, a folder, or tiny (default: the latest download, else tiny)",
-    )  # fmt: skip
+    )
     model.add_argument(
-        "--random-weights", type=Path, metavar="CONFIG",
+        "--random-weights",
+        type=Path,
+        metavar="CONFIG",
         help="a config.json or its folder: a model of that shape with random weights, nothing to download",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--batch", type=whole_numbers, default=[1, 8], metavar="N,N", help="sequences that run together"
     )
@@ -83,11 +96,16 @@ def run(args: argparse.Namespace) -> int:
         raise Qwen3Error("--new-tokens must be 2 or more, the first token is the prefill's; --rounds must be 1 or more")
     model = config_folder(args.random_weights) if args.random_weights else args.repo_id
     llm = LLM(
-        model, device=args.device, dtype=args.dtype, backend=args.backend, max_num_seqs=max(args.batch),
-        max_num_batched_tokens=max(8192, max(args.batch) * BLOCK_SIZE), kv_block_size=BLOCK_SIZE,
+        model,
+        device=args.device,
+        dtype=args.dtype,
+        backend=args.backend,
+        max_num_seqs=max(args.batch),
+        max_num_batched_tokens=max(8192, max(args.batch) * BLOCK_SIZE),
+        kv_block_size=BLOCK_SIZE,
         max_model_len=room_for(max(args.context), args.new_tokens),
         random_weights=args.random_weights is not None,
-    )  # fmt: skip
+    )
     require_room(llm, max(args.batch))
     bandwidth = copy_bandwidth(llm.device)
     total, active = llm.config.parameters()
@@ -182,8 +200,14 @@ def table_row(speed: Speed, bandwidth: float) -> str:
     rate = speed.read / speed.decode.median
     spread = f"{speed.decode.p20 * 1e3:.2f}-{speed.decode.p80 * 1e3:.2f}"
     cells = (
-        f"{speed.batch}", f"{speed.context}", f"{speed.batch * speed.context / speed.prefill.median:,.1f}",
-        f"{speed.batch / speed.decode.median:,.1f}", f"{speed.decode.median * 1e3:.2f}", spread,
-        f"{speed.read / 1e9:.4f}", f"{rate / 1e9:,.1f}", f"{rate / bandwidth:.0%}",
-    )  # fmt: skip
+        f"{speed.batch}",
+        f"{speed.context}",
+        f"{speed.batch * speed.context / speed.prefill.median:,.1f}",
+        f"{speed.batch / speed.decode.median:,.1f}",
+        f"{speed.decode.median * 1e3:.2f}",
+        spread,
+        f"{speed.read / 1e9:.4f}",
+        f"{rate / 1e9:,.1f}",
+        f"{rate / bandwidth:.0%}",
+    )
     return "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, _COLUMNS))

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Iterator
 
-from .llm import LLM
 from .errors import Qwen3Error
+from .llm import LLM
 from .sampling import SamplingParams
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"

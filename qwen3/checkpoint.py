@@ -99,7 +99,9 @@ def load_weights(model: Qwen3, folder: Path, progress: bool = False) -> None:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise Qwen3Error(f"{folder}: tensor {min(missing)!r}{more} missing from the checkpoint: download it again")
     if tied_head is not None and not torch.equal(tied_head[1].to(model.embed_tokens), model.embed_tokens):
-        raise Qwen3Error(f"{tied_head[0]}: 'lm_head.weight' differs from the embedding, but tie_word_embeddings is true")
+        raise Qwen3Error(
+            f"{tied_head[0]}: 'lm_head.weight' differs from the embedding, but tie_word_embeddings is true"
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:

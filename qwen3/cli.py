@@ -72,10 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="the prompt")
     what.add_argument(
-        "--prompts-file", type=Path, metavar="IN.JSONL",
+        "--prompts-file",
+        type=Path,
+        metavar="IN.JSONL",
         help='one JSON object a line: {"prompt": TEXT} or {"messages": [...]}, with any of "id", "max_new_tokens", '
         '"temperature", "top_k", "top_p", "min_p", "seed", "stop", ...',
-    )  # fmt: skip
+    )
     sub.add_argument("--output", type=Path, metavar="OUT.JSONL", help="answers to --prompts-file (default: stdout)")
     sub.add_argument("--raw", action="store_true", help="continue the prompt as it stands, without the chat template")
     _add_common(sub)
@@ -99,15 +101,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--repo_id", "--repo-id", metavar="ID_OR_FOLDER",
+        "--repo_id",
+        "--repo-id",
+        metavar="ID_OR_FOLDER",
         help="a downloaded hub id, a folder, or tiny (default: the latest download, else tiny)",
-    )  # fmt: skip
+    )
     sub.add_argument("--system", metavar="TEXT", help="system message, put before the conversation")
     sub.add_argument("--no-thinking", action="store_true", help="ask the chat template for an answer without thinking")
     sampling = sub.add_argument_group("sampling (defaults: the model's generation_config.json, 256 new tokens)")
     for flag, kind, text in _SAMPLING:
         sampling.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=text)
-    sampling.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    sampling.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
     engine = sub.add_argument_group("engine")
     engine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     engine.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto is the checkpoint's own")
@@ -118,9 +124,11 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
     engine.add_argument("--no-cuda-graphs", action="store_true", help="launch every kernel of a decode step by itself")
     engine.add_argument("--stats", action="store_true", help="print speeds, bytes read and peak memory to stderr")
     engine.add_argument(
-        "--expert-stats", type=Path, metavar="OUT.JSON",
+        "--expert-stats",
+        type=Path,
+        metavar="OUT.JSON",
         help="write each layer's expert load, entropy and distinct experts per step, and a heat map beside it (.png)",
-    )  # fmt: skip
+    )
 
 
 def _download(args: argparse.Namespace) -> int:
@@ -175,11 +183,17 @@ def _load(args: argparse.Namespace) -> LLM:
     if args.expert_stats:
         check_expert_stats(args.expert_stats)
     llm = LLM(
-        args.repo_id, device=args.device, dtype=args.dtype, backend=args.backend, max_model_len=args.max_model_len,
-        kv_cache=not args.no_kv_cache, prefix_caching=False if args.no_prefix_caching else None,
-        cuda_graphs=False if args.no_cuda_graphs else None, progress=sys.stderr.isatty(),
+        args.repo_id,
+        device=args.device,
+        dtype=args.dtype,
+        backend=args.backend,
+        max_model_len=args.max_model_len,
+        kv_cache=not args.no_kv_cache,
+        prefix_caching=False if args.no_prefix_caching else None,
+        cuda_graphs=False if args.no_cuda_graphs else None,
+        progress=sys.stderr.isatty(),
         expert_stats=args.stats or args.expert_stats is not None,
-    )  # fmt: skip
+    )
     if args.expert_stats and llm.stats.experts is None:
         raise Qwen3Error(f"--expert-stats: {llm.folder} is a dense model and has no experts: leave it out")
     total, active = llm.config.parameters()

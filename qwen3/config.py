@@ -133,15 +133,21 @@ class ModelConfig:
             raise Qwen3Error(f"{source}: architectures is {named}: only {ARCHITECTURES[kind]} is supported")
         for key, allowed in _REQUIRED_VALUES.items():
             if (value := reader.take(key, default=allowed[0])) not in allowed:
-                raise Qwen3Error(f"{source}: {key} = {json.dumps(value)} is not supported, only {json.dumps(allowed[0])}")
+                raise Qwen3Error(
+                    f"{source}: {key} = {json.dumps(value)} is not supported, only {json.dumps(allowed[0])}"
+                )
         if any(t != "full_attention" for t in values.get("layer_types") or ()):
-            raise Qwen3Error(f"{source}: layer_types names a layer that is not 'full_attention', which is not supported")
+            raise Qwen3Error(
+                f"{source}: layer_types names a layer that is not 'full_attention', which is not supported"
+            )
         num_layers = reader.count("num_hidden_layers")
         heads = reader.count("num_attention_heads")
         hidden = reader.count("hidden_size")
         kv_heads = reader.count("num_key_value_heads", default=heads)
         if heads % kv_heads:
-            raise Qwen3Error(f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+            raise Qwen3Error(
+                f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+            )
         head_dim = reader.count("head_dim", default=128 if kind == "qwen3" else hidden // heads)
         if head_dim % 2:
             raise Qwen3Error(f"{source}: head_dim {head_dim} is odd: rotary embedding needs pairs")

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import torch
 
-import kernels
+from qwen3_kernels.backend import BACKENDS, backend
 
 from .config import DTYPES, ModelConfig
 from .errors import Qwen3Error
@@ -24,7 +24,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise Qwen3Error(f"device {name!r} is not supported: use auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise Qwen3Error(f"device {name!r} is not available: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu")
+        raise Qwen3Error(
+            f"device {name!r} is not available: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu"
+        )
     return device
 
 
@@ -39,16 +41,16 @@ def resolve_dtype(name: str, config: ModelConfig) -> torch.dtype:
 
 def resolve_backend(name: str, device: torch.device) -> tuple[str, ModuleType]:
     """The name and the ops of a backend; only "auto" falls back."""
-    if name not in ("auto", *kernels.BACKENDS):
-        raise Qwen3Error(f"backend {name!r} is unknown: use auto, {', '.join(kernels.BACKENDS)}")
+    if name not in ("auto", *BACKENDS):
+        raise Qwen3Error(f"backend {name!r} is unknown: use auto, {', '.join(BACKENDS)}")
     if name == "auto":
         if device.type == "cuda":
             try:
-                return "triton", kernels.backend("triton", device.type)
+                return "triton", backend("triton", device.type)
             except RuntimeError as error:
                 log.warning("%s; running on the reference backend", error)
-        return "reference", kernels.backend("reference")
+        return "reference", backend("reference")
     try:
-        return name, kernels.backend(name, device.type)
+        return name, backend(name, device.type)
     except RuntimeError as error:
         raise Qwen3Error(str(error)) from None

@@ -47,9 +47,7 @@ class Engine:
     Safe to call from several threads; one step runs at a time.
     """
 
-    def __init__(
-        self, model: Qwen3, cache: KVCache, scheduler: Scheduler, graphs: DecodeGraphs | None, stats: Stats
-    ):  # fmt: skip
+    def __init__(self, model: Qwen3, cache: KVCache, scheduler: Scheduler, graphs: DecodeGraphs | None, stats: Stats):
         self.model, self.cache, self.scheduler, self.graphs, self.stats = model, cache, scheduler, graphs, stats
         self.device = model.embed_tokens.device
         self.sampler = Sampler(model.ops)
@@ -92,7 +90,9 @@ class Engine:
         with self._lock:
             self.scheduler.check(sequence)
             if not pool.grow(sequence, length):
-                raise Qwen3Error(f"the KV cache has no room for {length} tokens now: wait until other requests have ended")
+                raise Qwen3Error(
+                    f"the KV cache has no room for {length} tokens now: wait until other requests have ended"
+                )
             rows = []
             try:
                 while sequence.computed < length:

@@ -63,7 +63,9 @@ def check_expert_stats(path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise Qwen3Error("--expert-stats draws with matplotlib, which is not installed: pip install matplotlib")
     if path.suffix != ".json":
-        raise Qwen3Error(f"--expert-stats {path}: the name must end in .json; the heat map goes to the same name in .png")
+        raise Qwen3Error(
+            f"--expert-stats {path}: the name must end in .json; the heat map goes to the same name in .png"
+        )
     if not path.absolute().parent.is_dir():
         raise Qwen3Error(f"--expert-stats {path}: its folder does not exist: make it first")
 

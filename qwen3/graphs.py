@@ -21,7 +21,9 @@ class DecodeGraphs:
     repeats it; the tests give one that needs no GPU.
     """
 
-    def __init__(self, model: Qwen3, cache: KVCache, max_num_seqs: int, max_blocks: int, record: Recorder | None = None):
+    def __init__(
+        self, model: Qwen3, cache: KVCache, max_num_seqs: int, max_blocks: int, record: Recorder | None = None
+    ):
         self.model, self.cache = model, cache
         self.sizes = [size for size in (1, 2, 4, *range(8, max_num_seqs, 8)) if size < max_num_seqs] + [max_num_seqs]
         self.record = record or CudaRecorder(model.embed_tokens.device)
@@ -45,7 +47,9 @@ class DecodeGraphs:
             self._pad(0, size)
             self._replays[size] = self.record(lambda: self._run(size))
         replay, logits = self._replays[size]
-        for target, source in zip(self._rows, (step.token_ids, step.positions, step.slot_mapping, step.context_lengths)):
+        for target, source in zip(
+            self._rows, (step.token_ids, step.positions, step.slot_mapping, step.context_lengths)
+        ):
             target[:rows].copy_(source)
         self._tables[:rows, :width].copy_(step.block_tables)
         self._pad(rows, size)

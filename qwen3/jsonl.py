@@ -10,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .chat import prompt_ids, with_system
-from .llm import LLM
 from .errors import Qwen3Error
+from .llm import LLM
 from .sampling import SamplingParams
 
 _PARAMETERS = {f.name for f in fields(SamplingParams)} - {"logprobs"}
@@ -30,9 +30,13 @@ def read_lines(source: Path) -> list[tuple[int, str]]:
 
 
 def answer_lines(
-    llm: LLM, lines: list[tuple[int, str]], write: Callable[[str], object], params: SamplingParams, options: dict,
+    llm: LLM,
+    lines: list[tuple[int, str]],
+    write: Callable[[str], object],
+    params: SamplingParams,
+    options: dict,
     source: str,
-) -> int:  # fmt: skip
+) -> int:
     """Answers all lines together and writes a record for each; returns 0, or 2 if a line was bad.
 
     A record holds "id", "prompt" and "messages" as they were given, "text", "finish_reason", "prompt_tokens" and

@@ -125,7 +125,9 @@ class BlockPool:
         while len(digests) <= i:
             start = len(digests) * self.block_size
             tokens = array("q", sequence.token_ids[start : start + self.block_size])
-            digests.append(blake2b((digests[-1] if digests else self._root) + tokens.tobytes(), digest_size=16).digest())
+            digests.append(
+                blake2b((digests[-1] if digests else self._root) + tokens.tobytes(), digest_size=16).digest()
+            )
         return digests[i]
 
 

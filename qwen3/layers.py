@@ -31,9 +31,15 @@ class Attention(nn.Module):
         self.k_norm = parameter(config.head_dim)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, norm: Tensor, rope_table: Tensor, cache: LayerCache, step: Step,
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm: Tensor,
+        rope_table: Tensor,
+        cache: LayerCache,
+        step: Step,
         rows: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """x, residual [T, H] -> (attention of norm(residual + x), residual + x), of the last row of each sequence if
         those are given as rows [S].
 
@@ -113,9 +119,14 @@ class DecoderLayer(nn.Module):
         self.mlp = (SparseMoE if config.is_moe_layer(layer) else DenseMLP)(config, ops, dtype)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, rope_table: Tensor, cache: LayerCache, step: Step,
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        rope_table: Tensor,
+        cache: LayerCache,
+        step: Step,
         rows: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """x, residual [T, H] (None before the first layer) -> (x, residual): their sum is the layer's output.
 
         rows [S]: only the output of these is wanted, each sequence's last -> [S, H].

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence as Sequenceable
+from collections.abc import AsyncIterator, Iterator
+from collections.abc import Sequence as Sequenceable
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,8 @@ from .graphs import DecodeGraphs
 from .hub import resolve
 from .kv_cache import BlockPool, KVCache
 from .memory import gigabytes, kv_cache_bytes, out_of_memory_is_an_error, require
-from .model import Qwen3, random_weights as fill_randomly
+from .model import Qwen3
+from .model import random_weights as fill_randomly
 from .sampling import SamplingParams
 from .scheduler import Scheduler
 from .sequence import Completion, Sequence
@@ -52,16 +54,29 @@ class LLM:
     """
 
     def __init__(
-        self, model: str | Path | None, device: str = "auto", dtype: str = "auto", backend: str = "auto",
-        max_model_len: int | None = None, max_num_seqs: int = 256, max_num_batched_tokens: int = 8192,
-        kv_block_size: int = 16, memory_utilization: float = 0.9, prefix_caching: bool | None = None,
-        cuda_graphs: bool | None = None, kv_cache: bool = True, progress: bool = False, random_weights: bool = False,
+        self,
+        model: str | Path | None,
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 8192,
+        kv_block_size: int = 16,
+        memory_utilization: float = 0.9,
+        prefix_caching: bool | None = None,
+        cuda_graphs: bool | None = None,
+        kv_cache: bool = True,
+        progress: bool = False,
+        random_weights: bool = False,
         expert_stats: bool = False,
-    ):  # fmt: skip
+    ):
         for name, value in (
-            ("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens),
-            ("kv_block_size", kv_block_size), ("max_model_len", 1 if max_model_len is None else max_model_len),
-        ):  # fmt: skip
+            ("max_num_seqs", max_num_seqs),
+            ("max_num_batched_tokens", max_num_batched_tokens),
+            ("kv_block_size", kv_block_size),
+            ("max_model_len", 1 if max_model_len is None else max_model_len),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise Qwen3Error(f"{name} is {value!r}: it must be a whole number, 1 or more")
         if prefix_caching and not kv_cache:
@@ -198,9 +213,7 @@ class LLM:
                 else:
                     self.engine.advance(sequence)
 
-    async def stream_async(
-        self, prompt: str | list[int], params: SamplingParams | None = None
-    ) -> AsyncIterator[str]:  # fmt: skip
+    async def stream_async(self, prompt: str | list[int], params: SamplingParams | None = None) -> AsyncIterator[str]:
         """`stream` for an event loop: any number of them run together, and the loop stays free while the model works."""
         [sequence] = self._sequences(prompt if isinstance(prompt, str) else [prompt], params)
         with self._admitted([sequence]):
@@ -273,7 +286,9 @@ class LLM:
     def _sequence(self, ids: list[int], params: SamplingParams, name: str, room: int = 1) -> Sequence:
         if not ids:
             raise Qwen3Error(f"{name} is empty: it needs at least one token")
-        if bad := [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.config.vocab_size]:
+        if bad := [
+            i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.config.vocab_size
+        ]:
             raise Qwen3Error(f"{name} has token id {bad[0]!r}: the model knows 0 to {self.config.vocab_size - 1}")
         if len(ids) + room > self.max_model_len:
             raise Qwen3Error(

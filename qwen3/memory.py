@@ -70,7 +70,9 @@ def require(needed: int, device: torch.device, what: str, advice: str) -> None:
     """Raises Qwen3Error when `device` cannot hold `needed` bytes more."""
     free = available_bytes(device)
     if needed > free:
-        raise Qwen3Error(f"out of memory: {what} needs {gigabytes(needed)}, {device} has {gigabytes(free)} free: {advice}")
+        raise Qwen3Error(
+            f"out of memory: {what} needs {gigabytes(needed)}, {device} has {gigabytes(free)} free: {advice}"
+        )
 
 
 @contextmanager

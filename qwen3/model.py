@@ -19,9 +19,7 @@ class Qwen3(nn.Module):
     train them. The rotary table has `max_model_len` rows, the longest context in tokens.
     """
 
-    def __init__(
-        self, config: ModelConfig, ops: ModuleType, max_model_len: int, dtype=torch.float32, device="cpu"
-    ):  # fmt: skip
+    def __init__(self, config: ModelConfig, ops: ModuleType, max_model_len: int, dtype=torch.float32, device="cpu"):
         super().__init__()
         self.config, self.ops = config, ops
         with torch.device(device):

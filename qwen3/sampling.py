@@ -56,7 +56,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         self._check("temperature", float, lambda v: 0 <= v <= 100, "0 (greedy) to 100")
-        self._check("top_k", int, lambda v: -1 <= v, "-1 or 0 (all tokens), or 1 and more")
+        self._check("top_k", int, lambda v: v >= -1, "-1 or 0 (all tokens), or 1 and more")
         self._check("top_p", float, lambda v: 0 < v <= 1, "above 0 and up to 1")
         self._check("min_p", float, lambda v: 0 <= v <= 1, "0 to 1")
         self._check("repetition_penalty", float, lambda v: 0 < v <= 100, "above 0 and up to 100")
@@ -143,9 +143,7 @@ class Sampler:
         scores = _penalised(logits, sequences)
         return self.ops.sample(scores, d.temperature, d.top_k, d.top_p, d.min_p, d.seeds, d.positions)
 
-    def logprobs(
-        self, logits: Tensor, sequences: list["Sequence"], token_ids: list[int]
-    ) -> list[TokenLogprob | None]:  # fmt: skip
+    def logprobs(self, logits: Tensor, sequences: list["Sequence"], token_ids: list[int]) -> list[TokenLogprob | None]:
         """The log-probabilities that each sequence asked for, None for those that asked for none."""
         wanted = [sequence.params.logprobs for sequence in sequences]
         return [

@@ -26,7 +26,9 @@ class Step:
     num_decodes: int
     block_tables: Tensor  # [S, max_blocks] int64, the pages of each sequence in reading order
     context_lengths: Tensor  # [S] int64, tokens of each sequence after this step
-    query_starts: Tensor  # [S - num_decodes + 1] int64, rows where each prefill's tokens start, counted after the decodes
+    query_starts: (
+        Tensor  # [S - num_decodes + 1] int64, rows where each prefill's tokens start, counted after the decodes
+    )
     last_rows: Tensor  # [S] int64, the row of each sequence's last token in this step
     routing: list[tuple[Tensor, Tensor]] | None = None  # a list collects (router_logits, expert_ids) layer by layer
 

@@ -6,8 +6,8 @@ import os
 # Both are read once, when NumPy and Triton are first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import hypothesis  # noqa: E402
-import torch  # noqa: E402
+import hypothesis
+import torch
 
 # How far two roundings drift apart is chance: the same examples in every run, or HYPOTHESIS_PROFILE=default for new ones.
 hypothesis.settings.register_profile("reproducible", derandomize=True)
@@ -20,6 +20,6 @@ if importlib.util.find_spec("triton"):
     import triton
 
     if triton.knobs.runtime.interpret:
-        from kernels import interpreter
+        from qwen3_kernels import interpreter
 
         interpreter.install()

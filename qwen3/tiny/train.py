@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-import kernels
+from qwen3_kernels.backend import backend
 
 from ..checkpoint import load_weights, published_tensors
 from ..config import ModelConfig
@@ -79,7 +79,7 @@ def main() -> None:
     print(f"{len(training):,} training tokens, {len(held_out):,} held out; a bigram model gets {bigram:.3f} nats")
 
     config = ModelConfig.from_hf(CONFIG)
-    model = Qwen3(config, kernels.backend("reference"), CONFIG["max_position_embeddings"], device=args.device)
+    model = Qwen3(config, backend("reference"), CONFIG["max_position_embeddings"], device=args.device)
     initialise(model)
     if args.start_from:
         load_weights(model, args.start_from)

@@ -68,7 +68,7 @@ def test_the_whole_question_on_tiny(monkeypatch):
     monkeypatch.setattr(experts, "save", lambda *record: saved.update(record=record))
     parser = argparse.ArgumentParser()
     experts.add_arguments(parser)
-    experts.run(parser.parse_args("--windows 2 --window-tokens 64 --batches 1 8 --draws 5".split()))
+    experts.run(parser.parse_args(["--windows", "2", "--window-tokens", "64", "--batches", "1", "8", "--draws", "5"]))
     _, question, settings, figures = saved["record"]
     assert question.endswith("?") and settings["windows"] == 2
     single = [f for f in figures if f["figure"] == "distinct" and f["tokens"] == 1]
@@ -77,4 +77,4 @@ def test_the_whole_question_on_tiny(monkeypatch):
     assert math.isclose(
         next(f["experts_hit"] for f in figures if f.get("model") == "Qwen3-30B-A3B" and f["tokens"] == 8),
         128 * (1 - (15 / 16) ** 8),
-    )  # fmt: skip
+    )

@@ -7,8 +7,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from benchmarks import generate  # noqa: E402
-from tests.qwen3.conftest import write_checkpoint  # noqa: E402
+from benchmarks import generate
+from tests.qwen3.conftest import write_checkpoint
 
 SIZES = [
     "--prefill",

@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from benchmarks import load, load_once  # noqa: E402
-from benchmarks.common import REPOSITORY, Timing  # noqa: E402
+from benchmarks import load, load_once
+from benchmarks.common import REPOSITORY, Timing
 
 
 def test_both_sides_load_and_draw_the_same_token():
@@ -36,9 +36,13 @@ def test_figures_of_a_side():
     runs = [{"load_seconds": s, "storage_bytes": b, "peak_bytes": p} for s, b, p in ((1, 5, 7), (3, 6, 9), (2, 7, 8))]
     row = load.side_figures("ours", Timing(2.5, 2.0, 3.0), runs)
     assert row == {
-        "ours_ms": 2500, "ours_p20_ms": 2000, "ours_p80_ms": 3000, "ours_load_ms": 2000, "ours_peak_bytes": 9,
+        "ours_ms": 2500,
+        "ours_p20_ms": 2000,
+        "ours_p80_ms": 3000,
+        "ours_load_ms": 2000,
+        "ours_peak_bytes": 9,
         "ours_storage_bytes": 6,
-    }  # fmt: skip
+    }
 
 
 def test_what_a_process_says_when_it_fails_is_told(tmp_path):

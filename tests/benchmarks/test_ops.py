@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import kernels
 from benchmarks import ops, ops_cases
-from kernels import reference
 from qwen3.config import ModelConfig
+from qwen3_kernels import reference
+from qwen3_kernels.backend import backend
 
 MOE = ModelConfig(
     vocab_size=500, hidden_size=64, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=48,
@@ -45,7 +45,7 @@ def test_eager_forms_keep_the_contract(op, dtype):
 def test_triton_keeps_the_contract(op):
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert check(all_cases(device=device)[op], getattr(kernels.backend("triton", device), op))["within"]
+    assert check(all_cases(device=device)[op], getattr(backend("triton", device), op))["within"]
 
 
 @pytest.mark.parametrize("op", all_cases())

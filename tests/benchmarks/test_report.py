@@ -12,12 +12,20 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import report, report_plots, report_tables  # noqa: E402
-from benchmarks.common import REPOSITORY, Timing, load_records, milliseconds  # noqa: E402
-from qwen3 import Qwen3Error  # noqa: E402
+from benchmarks import report, report_plots, report_tables
+from benchmarks.common import REPOSITORY, Timing, load_records, milliseconds
+from qwen3 import Qwen3Error
 
-MACHINE = {"cpu": "A Processor", "gpu": None, "threads": 2, "python": "3.12.1", "torch": "2.10.0", "triton": None,
-           "transformers": "5.1.0", "commit": "0123456789" * 4 + "+"}  # fmt: skip
+MACHINE = {
+    "cpu": "A Processor",
+    "gpu": None,
+    "threads": 2,
+    "python": "3.12.1",
+    "torch": "2.10.0",
+    "triton": None,
+    "transformers": "5.1.0",
+    "commit": "0123456789" * 4 + "+",
+}
 
 
 def side(name, median):
@@ -86,8 +94,14 @@ FIGURES = {
         {"figure": "time", "model": "M", "op": "sample", "setting": "1 tokens", "side": "triton", "failed": "no kernel"}
     ],
 }  # fmt: skip
-SETTINGS = {"model": "tiny", "device": "cpu", "dtype": "bfloat16", "checkpoint_bytes": 9.2e8, "bytes_per_second": 1e12,
-            "flops_per_second": 1e15}  # fmt: skip
+SETTINGS = {
+    "model": "tiny",
+    "device": "cpu",
+    "dtype": "bfloat16",
+    "checkpoint_bytes": 9.2e8,
+    "bytes_per_second": 1e12,
+    "flops_per_second": 1e15,
+}
 RECORDS = {
     name: {"name": name, "question": "?", "machine": MACHINE, "settings": SETTINGS, "figures": figures}
     for name, figures in FIGURES.items()
@@ -209,8 +223,13 @@ def test_a_record_without_a_table_is_refused(house, tmp_path, drawn_fast):
 
 
 def test_ops_are_summed_up_over_their_sizes():
-    times = {("1 tokens", "reference"): 4.0, ("1 tokens", "eager"): 6.0, ("16 tokens", "reference"): 2.0,
-             ("16 tokens", "eager"): 5.0, ("2 tokens", "reference"): 1.0}  # fmt: skip
+    times = {
+        ("1 tokens", "reference"): 4.0,
+        ("1 tokens", "eager"): 6.0,
+        ("16 tokens", "reference"): 2.0,
+        ("16 tokens", "eager"): 5.0,
+        ("2 tokens", "reference"): 1.0,
+    }
     figures = [
         {"figure": "time", "model": "M", "op": "linear", "setting": setting, "side": name, "median_us": time}
         | {"fraction_of_limit": time / 10}

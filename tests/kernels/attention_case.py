@@ -53,10 +53,18 @@ class AttentionCase:
 
 
 def attention_case(
-    context_lengths: list[int], queries: list[int] | None = None, *, kv_heads: int = 2, group: int = 8,
-    head_dim: int = 64, block_size: int = 16, dtype: torch.dtype = torch.bfloat16, spare_blocks: int = 1,
-    sharpness: float = 1.0, seed: int = 0,
-) -> AttentionCase:  # fmt: skip
+    context_lengths: list[int],
+    queries: list[int] | None = None,
+    *,
+    kv_heads: int = 2,
+    group: int = 8,
+    head_dim: int = 64,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.bfloat16,
+    spare_blocks: int = 1,
+    sharpness: float = 1.0,
+    seed: int = 0,
+) -> AttentionCase:
     """Random sequences of these lengths, with one query each or `queries`; tables `spare_blocks` wider than needed."""
     generator = torch.Generator().manual_seed(seed)
     queries = [1] * len(context_lengths) if queries is None else queries

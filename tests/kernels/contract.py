@@ -12,9 +12,7 @@ from torch import Tensor
 GUARD = 64  # elements before and behind a guarded tensor; keeps it aligned for 128-bit loads
 
 
-def assert_contract(
-    actual: Tensor, exact64: Tensor, own_dtype_reference: Tensor, summed: float = 0.0
-) -> float:  # fmt: skip
+def assert_contract(actual: Tensor, exact64: Tensor, own_dtype_reference: Tensor, summed: float = 0.0) -> float:
     """The error of `actual` is at most twice that of the reference in the same dtype, plus one ulp; NaN never passes.
 
     Held for the largest error and for the root of the sum of squares. The ulp is of the largest value. In the second

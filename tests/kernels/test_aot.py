@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
-
-from kernels import aot  # noqa: E402
+from qwen3_kernels import aot
 
 ROOT = Path(__file__).parents[2]
 # As here: what was set for the interpreter must not disturb the compiler.
@@ -22,8 +20,8 @@ PLANTED = '''
 import dataclasses, json, sys
 import triton
 import triton.language as tl
-from kernels import aot
-from kernels.aot_case import Case
+from qwen3_kernels import aot
+from qwen3_kernels.aot_case import Case
 
 
 @triton.jit
@@ -81,7 +79,7 @@ def python(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("arch", aot.ARCHITECTURES)
 def test_the_committed_table_holds_although_the_interpreter_is_on(arch) -> None:
     """Every kernel, every tile, both models: no spill, tensor cores, wide loads, nothing worse than recorded."""
-    result = python("-m", "kernels.aot", "--check", "--arch", arch, "--json", env=INTERPRETED)
+    result = python("-m", "qwen3_kernels.aot", "--check", "--arch", arch, "--json", env=INTERPRETED)
     assert result.returncode == 0, result.stderr
     reports = json.loads(result.stdout)
     assert {report["arch"] for report in reports.values()} == {arch}
@@ -126,7 +124,9 @@ def test_missing_tensor_cores_are_reported(planted) -> None:
 
 
 def test_the_interpreter_s_kernels_are_refused_in_one_line() -> None:
-    code = "from kernels import aot, rms_norm; aot.compile_case(rms_norm.aot_cases(aot.MODELS['30B'])[0], 'sm_90')"
+    code = (
+        "from qwen3_kernels import aot, rms_norm; aot.compile_case(rms_norm.aot_cases(aot.MODELS['30B'])[0], 'sm_90')"
+    )
     result = python("-c", code, env=INTERPRETED)
     assert "RuntimeError: rms_norm H=2048: kernels were imported with TRITON_INTERPRET set" in result.stderr
 
@@ -134,10 +134,26 @@ def test_the_interpreter_s_kernels_are_refused_in_one_line() -> None:
 def report_and_table(**changes) -> tuple[dict[str, aot.Report], dict]:
     """A kernel as the table has it, but for these changes."""
     report = aot.Report(
-        name="case", kernel="kernel", arch="sm_90", registers=64, spill_bytes=0, shared_bytes=1024, num_warps=4,
-        blocks_per_sm=8, matrix_instructions={"HGMMA": 4}, loads=8, wide_loads=8, wide_load_share=1.0, stores=1,
-        wide_stores=1, bytes_moved=1, flops=1, roofline_us=1.0, tensor_cores=True, streams=True,
-    )  # fmt: skip
+        name="case",
+        kernel="kernel",
+        arch="sm_90",
+        registers=64,
+        spill_bytes=0,
+        shared_bytes=1024,
+        num_warps=4,
+        blocks_per_sm=8,
+        matrix_instructions={"HGMMA": 4},
+        loads=8,
+        wide_loads=8,
+        wide_load_share=1.0,
+        stores=1,
+        wide_stores=1,
+        bytes_moved=1,
+        flops=1,
+        roofline_us=1.0,
+        tensor_cores=True,
+        streams=True,
+    )
     row = {field: getattr(report, field) for field in aot.RECORDED}
     table = {"triton": aot.triton.__version__, "kernels": {"30B/sm_90/module/case": row}}
     return {"30B/sm_90/module/case": dataclasses.replace(report, **changes)}, table

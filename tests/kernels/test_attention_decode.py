@@ -7,14 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton")
+from qwen3_kernels import attention_decode, reference
+from qwen3_kernels.attention import BLOCK_SIZES, DTYPES
+from qwen3_kernels.attention_decode import MAX_SPLITS, MIN_SPLIT, TILES, decode_attention
 
-from kernels import attention_decode, reference  # noqa: E402
-from kernels.attention import BLOCK_SIZES, DTYPES  # noqa: E402
-from kernels.attention_decode import MAX_SPLITS, MIN_SPLIT, TILES, decode_attention  # noqa: E402
-
-from .attention_case import DEVICE, AttentionCase, attention_case  # noqa: E402
-from .contract import assert_contract, poisoned_outputs  # noqa: E402
+from .attention_case import DEVICE, AttentionCase, attention_case
+from .contract import assert_contract, poisoned_outputs
 
 
 def run(case: AttentionCase) -> torch.Tensor:
@@ -127,7 +125,6 @@ def test_pages_beyond_2_to_the_31_elements():
     pool[far:] = case.key_cache
     moved = replace(case, block_tables=case.block_tables + far, key_cache=pool, value_cache=pool)
     assert torch.equal(run(moved), run(replace(case, value_cache=case.key_cache)))
-
 
 
 @pytest.mark.parametrize(

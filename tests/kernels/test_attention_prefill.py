@@ -4,18 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-triton = pytest.importorskip("triton")
-tl = triton.language
+from qwen3_kernels import attention_decode, attention_prefill, reference
+from qwen3_kernels.attention import BLOCK_SIZES, DTYPES
+from qwen3_kernels.attention_prefill import TILES, prefill_attention, sequence_of
 
-from kernels import attention_decode, attention_prefill, reference  # noqa: E402
-from kernels.attention import BLOCK_SIZES, DTYPES  # noqa: E402
-from kernels.attention_prefill import TILES, prefill_attention, sequence_of  # noqa: E402
-
-from .attention_case import DEVICE, AttentionCase, attention_case  # noqa: E402
-from .contract import assert_contract, poisoned_outputs  # noqa: E402
+from .attention_case import DEVICE, AttentionCase, attention_case
+from .contract import assert_contract, poisoned_outputs
 
 
 def run(case: AttentionCase) -> torch.Tensor:

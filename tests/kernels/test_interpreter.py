@@ -6,18 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
+from triton.runtime import interpreter as stock
+from triton.runtime.errors import InterpreterError
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
-if not triton.knobs.runtime.interpret:
-    pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+from qwen3_kernels import interpreter
+from qwen3_kernels.philox import philox
 
-import triton.language as tl  # noqa: E402
-from triton.runtime import interpreter as stock  # noqa: E402
-from triton.runtime.errors import InterpreterError  # noqa: E402
-from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
-
-from kernels import interpreter  # noqa: E402
-from kernels.philox import philox  # noqa: E402
+pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs TRITON_INTERPRET=1")
 
 NARROW = [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 FP8 = {torch.float8_e4m3fn: (3, 7, 448.0), torch.float8_e5m2: (2, 15, 57344.0)}  # mantissa bits, bias, largest
@@ -554,7 +552,9 @@ def test_install_refuses_an_interpreter_without_what_it_mends(monkeypatch):
 
 
 def test_install_needs_the_interpreter():
-    code = "from kernels import interpreter\ntry: interpreter.install()\nexcept RuntimeError as error: print(error)"
+    code = (
+        "from qwen3_kernels import interpreter\ntry: interpreter.install()\nexcept RuntimeError as error: print(error)"
+    )
     root = interpreter.__file__.rsplit("kernels", 1)[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env={}, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

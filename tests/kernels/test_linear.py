@@ -5,13 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton")
+from qwen3_kernels import linear as module
+from qwen3_kernels import reference, rms_norm
+from qwen3_kernels.linear import MATRIX_TILES, MAX_TOKENS, VECTOR_TILES, add_norm_linear, linear
 
-from kernels import linear as module  # noqa: E402
-from kernels import reference, rms_norm  # noqa: E402
-from kernels.linear import MATRIX_TILES, MAX_TOKENS, VECTOR_TILES, add_norm_linear, linear  # noqa: E402
-
-from .contract import assert_contract, assert_guards, guarded, poisoned_outputs  # noqa: E402
+from .contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -63,7 +61,9 @@ def check_linear(*shape: int, dtype: torch.dtype, bias: bool = True, seed: int =
     exact = reference.linear(*inputs.linear(bias, wide=True))
     with poisoned_outputs(module):
         out = linear(*inputs.linear(bias))
-    assert_contract(out, exact, reference.linear(*inputs.linear(bias)), magnitude(dtype, *inputs.linear(bias, wide=True)))
+    assert_contract(
+        out, exact, reference.linear(*inputs.linear(bias)), magnitude(dtype, *inputs.linear(bias, wide=True))
+    )
 
 
 def check_fused(*shape: int, dtype: torch.dtype, residual: bool = True, bias: bool = True, seed: int = 0) -> None:
@@ -188,9 +188,11 @@ class Launches:
 @pytest.mark.parametrize("tokens", [1, 2, 8])
 def test_one_launch(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = [
-        (module, "linear_vector_kernel"), (module, "linear_matrix_kernel"),
-        (rms_norm, "rms_norm_kernel"), (rms_norm, "add_rms_norm_kernel"),
-    ]  # fmt: skip
+        (module, "linear_vector_kernel"),
+        (module, "linear_matrix_kernel"),
+        (rms_norm, "rms_norm_kernel"),
+        (rms_norm, "add_rms_norm_kernel"),
+    ]
     counters = [Launches(getattr(owner, name)) for owner, name in kernels]
     for (owner, name), counter in zip(kernels, counters):
         monkeypatch.setattr(owner, name, counter)

@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-pytest.importorskip("triton")
+from qwen3_kernels import moe_experts as grouped
+from qwen3_kernels import moe_route, moe_small, reference
+from qwen3_kernels.moe_experts import TILES, Tile, moe_experts, tile_for
 
-from kernels import moe_experts as grouped  # noqa: E402
-from kernels import moe_route, moe_small, reference  # noqa: E402
-from kernels.moe_experts import TILES, Tile, moe_experts, tile_for  # noqa: E402
-
-from .contract import assert_contract, poisoned_outputs  # noqa: E402
+from .contract import assert_contract, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,9 +27,15 @@ class Inputs(NamedTuple):
 
 
 def inputs(
-    tokens: int, experts: int = 4, top_k: int = 2, hidden: int = 40, intermediate: int = 24,
-    dtype: torch.dtype = torch.bfloat16, seed: int = 0, expert_ids: Tensor | None = None,
-) -> Inputs:  # fmt: skip
+    tokens: int,
+    experts: int = 4,
+    top_k: int = 2,
+    hidden: int = 40,
+    intermediate: int = 24,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    expert_ids: Tensor | None = None,
+) -> Inputs:
     """Values of the sizes that a trained layer has; the experts at random unless given."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, hidden, generator=generator)
@@ -181,11 +185,15 @@ def test_any_shape(data: st.DataObject) -> None:
     experts = data.draw(st.integers(1, 8))
     check(
         inputs(
-            data.draw(st.one_of(st.integers(1, 6), st.integers(17, 40))), experts,
-            data.draw(st.integers(1, min(experts, 3))), data.draw(st.integers(16, 80)), data.draw(st.integers(8, 40)),
-            data.draw(st.sampled_from(DTYPES[1:])), data.draw(st.integers(0, 99)),
+            data.draw(st.one_of(st.integers(1, 6), st.integers(17, 40))),
+            experts,
+            data.draw(st.integers(1, min(experts, 3))),
+            data.draw(st.integers(16, 80)),
+            data.draw(st.integers(8, 40)),
+            data.draw(st.sampled_from(DTYPES[1:])),
+            data.draw(st.integers(0, 99)),
         )
-    )  # fmt: skip
+    )
 
 
 # Grouped path.

@@ -5,12 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton")
+from qwen3_kernels import moe_route, reference
+from qwen3_kernels.moe_route import route, sort_by_expert
 
-from kernels import moe_route, reference  # noqa: E402
-from kernels.moe_route import route, sort_by_expert  # noqa: E402
-
-from .contract import assert_contract, poisoned_outputs  # noqa: E402
+from .contract import assert_contract, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

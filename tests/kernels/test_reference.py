@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from kernels import cpu
-from kernels import reference as ops
+from qwen3_kernels import cpu
+from qwen3_kernels import reference as ops
 
 SCALE = 0.3
 
@@ -82,7 +82,9 @@ def test_rope_turns_pairs_by_their_angle():
     angles = torch.arange(1000)[:, None] * frequencies
     table = torch.cat((angles.cos(), angles.sin()), -1)
     x = torch.randn(4, 3, 8, dtype=torch.float64)
-    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones(4, 1, 4, dtype=torch.float64), angles[positions][:, None])
+    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(
+        torch.ones(4, 1, 4, dtype=torch.float64), angles[positions][:, None]
+    )
     torch.testing.assert_close(ops.rope(x, positions, table), torch.cat((turned.real, turned.imag), -1))
 
 
@@ -194,7 +196,9 @@ def test_attention_by_blocks_of_queries(n, length, scores, monkeypatch):
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("even", [True, False])
-@pytest.mark.parametrize("tokens, experts, hidden, inter", [(40, 4, 12, 6), (400, 4, 12, 6), (300, 3, 512, 512), (9, 3, 512, 512)])
+@pytest.mark.parametrize(
+    "tokens, experts, hidden, inter", [(40, 4, 12, 6), (400, 4, 12, 6), (300, 3, 512, 512), (9, 3, 512, 512)]
+)
 def test_experts_padded_or_one_by_one(tokens, experts, hidden, inter, even, dtype):
     """Small experts and large, few rows and many, an even load and one that leaves an expert without a token."""
     x = torch.randn(tokens, hidden).to(dtype)

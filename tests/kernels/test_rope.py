@@ -7,11 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton")
+from qwen3_kernels import reference, rope
 
-from kernels import reference, rope  # noqa: E402
-
-from .contract import assert_contract, assert_guards, guarded, poisoned_outputs  # noqa: E402
+from .contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -67,9 +65,15 @@ class Fused:
     """Inputs of qk_norm_rope_cache: slots in shuffled order, caches full of NaN."""
 
     def __init__(
-        self, tokens: int, q_heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype,
+        self,
+        tokens: int,
+        q_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        block_size: int,
+        dtype: torch.dtype,
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         columns = (q_heads + 2 * kv_heads) * head_dim
         self.qkv = (torch.randn(tokens, columns, generator=generator) * 2).to(dtype).to(DEVICE)
@@ -236,9 +240,16 @@ def test_fused_refusals_say_what_they_got() -> None:
     case = Fused(2, 4, 2, 16, 16, torch.float32)
     caches = case.caches(torch.float32)
     good = dict(
-        qkv=case.qkv, q_weight=case.weights[0], k_weight=case.weights[1], eps=EPS, positions=case.positions,
-        rope_table=case.table, slot_mapping=case.slots, key_cache=caches[0], value_cache=caches[1],
-    )  # fmt: skip
+        qkv=case.qkv,
+        q_weight=case.weights[0],
+        k_weight=case.weights[1],
+        eps=EPS,
+        positions=case.positions,
+        rope_table=case.table,
+        slot_mapping=case.slots,
+        key_cache=caches[0],
+        value_cache=caches[1],
+    )
     for message, name, wrong in (
         ("qkv must be \\[T, .*, got \\[2, 8, 16\\]", "qkv", case.qkv.view(2, 8, 16)),
         ("qkv must be float32, .*, got torch.float64", "qkv", case.qkv.double()),

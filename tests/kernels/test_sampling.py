@@ -4,18 +4,15 @@ import math
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton")
+from qwen3_kernels import philox, reference, sampling
+from qwen3_kernels.sampling import sample
 
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
-
-from kernels import philox, reference, sampling  # noqa: E402
-from kernels.sampling import sample  # noqa: E402
-
-from .contract import poisoned_outputs  # noqa: E402
+from .contract import poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INFINITY = math.inf

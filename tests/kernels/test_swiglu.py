@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+import triton
 
-triton = pytest.importorskip("triton")
+from qwen3_kernels import reference, swiglu
 
-from kernels import reference, swiglu  # noqa: E402
-
-from .contract import assert_contract, poisoned_outputs  # noqa: E402
+from .contract import assert_contract, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import kernels
 from qwen3 import Qwen3Error
 from qwen3.checkpoint import load_weights, published_tensors, weight_bytes
 from qwen3.config import ModelConfig
 from qwen3.model import Qwen3
+from qwen3_kernels.backend import backend
 
 from .conftest import write_checkpoint
 
 
 def empty_model(folder, dtype=torch.float32):
-    return Qwen3(ModelConfig.from_folder(folder), kernels.backend("reference"), 64, dtype)
+    return Qwen3(ModelConfig.from_folder(folder), backend("reference"), 64, dtype)
 
 
 def loaded(folder, dtype=torch.float32):
@@ -67,7 +67,7 @@ def test_stacked_expert_names(folder):
     def stack(tensors):
         for layer in range(3):
             prefix = f"model.layers.{layer}.mlp.experts."
-            take = lambda e, part: tensors.pop(f"{prefix}{e}.{part}_proj.weight")  # noqa: E731
+            take = lambda e, part: tensors.pop(f"{prefix}{e}.{part}_proj.weight")
             both = [torch.cat((take(e, "gate"), take(e, "up"))) for e in range(8)]
             tensors[prefix + "gate_up_proj"] = torch.stack(both)
             tensors[prefix + "down_proj"] = torch.stack([take(e, "down") for e in range(8)])

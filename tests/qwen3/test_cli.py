@@ -157,14 +157,27 @@ def test_bad_lines_are_named_and_the_others_answered(generate, tmp_path):
     code, out, err = generate("--prompts-file", "in.jsonl", "--output", "out.jsonl")
     assert code == 2
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [("text" in r, r.get("line")) for r in records] == [(True, None), *((False, n) for n in range(2, 9)), (True, None)]
-    for number, named in ((2, "not JSON"), (3, "empty"), (4, "tempreature"), (5, "object"), (6, "tokens"), (7, "top_p")):
+    assert [("text" in r, r.get("line")) for r in records] == [
+        (True, None),
+        *((False, n) for n in range(2, 9)),
+        (True, None),
+    ]
+    for number, named in (
+        (2, "not JSON"),
+        (3, "empty"),
+        (4, "tempreature"),
+        (5, "object"),
+        (6, "tokens"),
+        (7, "top_p"),
+    ):
         assert any(f"in.jsonl line {number}: " in line and named in line for line in err.splitlines())
 
 
 def test_an_output_that_cannot_be_written(generate, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "one"}')
-    assert "nowhere/out.jsonl" in one_line_error(generate("--prompts-file", "in.jsonl", "--output", "nowhere/out.jsonl"))
+    assert "nowhere/out.jsonl" in one_line_error(
+        generate("--prompts-file", "in.jsonl", "--output", "nowhere/out.jsonl")
+    )
     (tmp_path / "folder").mkdir()
     assert "folder" in one_line_error(generate("--prompts-file", "in.jsonl", "--output", "folder"))
     assert not list(tmp_path.glob("*.part"))
@@ -217,8 +230,12 @@ def test_ctrl_c_exits_130(folder):
     arguments = [sys.executable, "-m", "qwen3", "generate", "--repo_id", "tiny", "--prompt", "hello", "--no-kv-cache"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [*arguments, "--max-new-tokens", "1500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )  # fmt: skip
+        [*arguments, "--max-new-tokens", "1500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     assert process.stdout.read(1)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)

@@ -40,9 +40,14 @@ def test_both_dialects_say_the_same():
     yarn = {"factor": 4.0, "original_max_position_embeddings": 32768}
     old = changed(rope_scaling={"type": "yarn", **yarn})
     new = changed(
-        num_experts="absent", num_local_experts=128, torch_dtype="absent", dtype="bfloat16", rope_theta="absent",
-        rope_scaling="absent", rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, **yarn},
-    )  # fmt: skip
+        num_experts="absent",
+        num_local_experts=128,
+        torch_dtype="absent",
+        dtype="bfloat16",
+        rope_theta="absent",
+        rope_scaling="absent",
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, **yarn},
+    )
     assert ModelConfig.from_hf(old) == ModelConfig.from_hf(new)
     assert ModelConfig.from_hf(new).max_context == 131072
 
@@ -64,7 +69,14 @@ def test_dense_layers():
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "original_max_position_embeddings"),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "mscale": 0.7}},
+            {
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                    "mscale": 0.7,
+                }
+            },
             "mscale",
         ),
         ({"rope_theta": "absent"}, "rope_theta"),

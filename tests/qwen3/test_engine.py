@@ -63,7 +63,9 @@ def test_logits_of_the_whole_are_those_of_the_parts(llm, small):
     assert whole.shape == (45, 320) and whole.dtype == torch.float32
     chunked = LLM(small, device="cpu", dtype="float32", max_num_batched_tokens=11).logits(ids)
     torch.testing.assert_close(chunked, whole, atol=1e-4, rtol=0)
-    assert llm.generate([ids], SamplingParams(max_new_tokens=1, temperature=0))[0].token_ids == [whole[-1].argmax().item()]
+    assert llm.generate([ids], SamplingParams(max_new_tokens=1, temperature=0))[0].token_ids == [
+        whole[-1].argmax().item()
+    ]
 
 
 def test_the_last_layer_of_the_last_tokens_alone(llm, small):
@@ -130,7 +132,7 @@ def test_stream_is_generate_in_pieces(llm):
 def test_chat_goes_through_the_template(llm, monkeypatch):
     monkeypatch.setattr(
         llm.tokenizer, "apply_chat_template", lambda messages, **v: f"{messages[0]['content']}|{v['mood']}"
-    )  # fmt: skip
+    )
     got = llm.chat([{"role": "user", "content": "hi"}], GREEDY, mood="good")
     assert got.token_ids == llm.generate("hi|good", GREEDY)[0].token_ids
     assert got.prompt_token_ids == llm.tokenizer.encode("hi|good")
@@ -168,13 +170,19 @@ def test_wrong_prompts(llm, prompt, named):
 @pytest.mark.parametrize(
     "options, named",
     [
-        ({"device": "tpu"}, "tpu"), ({"device": "cuda:99"}, "cuda:99"), ({"dtype": "int4"}, "int4"),
-        ({"backend": "numpy"}, "numpy"), ({"max_model_len": 0}, "max_model_len"), ({"max_model_len": 257}, "257"),
-        ({"max_num_seqs": 0}, "max_num_seqs"), ({"kv_block_size": 1.5}, "kv_block_size"),
-        ({"memory_utilization": 0}, "memory_utilization"), ({"prefix_caching": True, "kv_cache": False}, "prefix_caching"),
+        ({"device": "tpu"}, "tpu"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"dtype": "int4"}, "int4"),
+        ({"backend": "numpy"}, "numpy"),
+        ({"max_model_len": 0}, "max_model_len"),
+        ({"max_model_len": 257}, "257"),
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"kv_block_size": 1.5}, "kv_block_size"),
+        ({"memory_utilization": 0}, "memory_utilization"),
+        ({"prefix_caching": True, "kv_cache": False}, "prefix_caching"),
         ({"cuda_graphs": True}, "cuda_graphs"),
     ],
-)  # fmt: skip
+)
 def test_wrong_options(small, options, named):
     with pytest.raises(Qwen3Error, match=named):
         LLM(small, **options)

@@ -93,9 +93,13 @@ class FakeHub:
             def do_GET(self):
                 get = self.headers.get
                 asked = SimpleNamespace(
-                    method=self.command, path=self.path, range=get("Range"), token=get("Authorization"),
-                    encoding=get("Accept-Encoding"), answered=False,
-                )  # fmt: skip
+                    method=self.command,
+                    path=self.path,
+                    range=get("Range"),
+                    token=get("Authorization"),
+                    encoding=get("Accept-Encoding"),
+                    answered=False,
+                )
                 fake.requests.append(asked)
                 if fake.refusal:
                     return self.answer(fake.refusal[0], {"X-Error-Code": fake.refusal[1]})

@@ -234,7 +234,7 @@ def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch):
     limit_pages(monkeypatch, tmp_path, 40)
     llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4)
     generator = torch.Generator().manual_seed(3)
-    draw = lambda low, high: int(torch.randint(low, high, (1,), generator=generator))  # noqa: E731
+    draw = lambda low, high: int(torch.randint(low, high, (1,), generator=generator))
     plan = [([draw(0, 320) for _ in range(draw(1, 60))], draw(1, 40), draw(0, 5) == 0) for _ in range(2000)]
     answered, cancelled, resident = [], [], []
 

@@ -53,9 +53,12 @@ def test_float32_logits_and_greedy_tokens(name, tmp_path):
 
     prompt = tokens[:20]
     expected = peer.generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, 20, dtype=torch.long), max_new_tokens=64, do_sample=False,
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, 20, dtype=torch.long),
+        max_new_tokens=64,
+        do_sample=False,
         pad_token_id=0,
-    )[0, 20:].tolist()  # fmt: skip
+    )[0, 20:].tolist()
     assert llm.generate([prompt], SamplingParams(max_new_tokens=64, temperature=0))[0].token_ids == expected
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels import reference
 from qwen3 import Qwen3Error, SamplingParams
 from qwen3.sampling import Draws, Sampler, _penalised
+from qwen3_kernels import reference
 
 GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
 
@@ -16,13 +16,28 @@ GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, 
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "hot"),
-        ("top_k", -2), ("top_k", 1.5), ("top_p", 0.0), ("top_p", 1.1), ("min_p", -0.1), ("min_p", 1.5),
-        ("repetition_penalty", 0.0), ("presence_penalty", 1e9), ("frequency_penalty", None), ("max_new_tokens", 0),
-        ("max_new_tokens", True), ("seed", 2**64), ("seed", 0.5), ("logprobs", -1), ("stop", [""]),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("temperature", "hot"),
+        ("top_k", -2),
+        ("top_k", 1.5),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", 1e9),
+        ("frequency_penalty", None),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", True),
+        ("seed", 2**64),
+        ("seed", 0.5),
+        ("logprobs", -1),
+        ("stop", [""]),
         ("stop_token_ids", [-1]),
     ],
-)  # fmt: skip
+)
 def test_absurd_values_are_refused_by_name(name, value):
     with pytest.raises(Qwen3Error, match=name):
         SamplingParams(**{name: value})
@@ -74,9 +89,19 @@ def draws(logits, count, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, seed
 
 @pytest.mark.parametrize(
     "filters",
-    [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 8, "top_p": 0.8, "min_p": 0.1},
-     {"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 2.0, "top_k": 12, "top_p": 0.9}],
-)  # fmt: skip
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"min_p": 0.2},
+        {"top_k": 8, "top_p": 0.8, "min_p": 0.1},
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"min_p": 1.0},
+        {"temperature": 2.0, "top_k": 12, "top_p": 0.9},
+    ],
+)
 def test_frequencies_are_those_of_transformers_filters(filters):
     """A chi-square test with the probabilities that transformers' warpers leave; tokens they remove never come."""
     warpers = pytest.importorskip("transformers").generation.logits_process
@@ -114,10 +139,14 @@ def test_a_draw_depends_on_seed_and_position_alone():
     shuffled = torch.tensor([4, 0, 5, 1, 3, 2])
     many = torch.cat((logits.expand(6, -1), torch.randn(2, 1000)))
     mixed = reference.sample(
-        many, torch.tensor([1.0] * 6 + [0.0, 2.0]), torch.tensor([1000] * 6 + [1000, 3]),
-        torch.tensor([0.9] * 6 + [1.0, 0.5]), torch.zeros(8), torch.tensor([7] * 6 + [1, 2]),
+        many,
+        torch.tensor([1.0] * 6 + [0.0, 2.0]),
+        torch.tensor([1000] * 6 + [1000, 3]),
+        torch.tensor([0.9] * 6 + [1.0, 0.5]),
+        torch.zeros(8),
+        torch.tensor([7] * 6 + [1, 2]),
         torch.cat((shuffled, torch.tensor([0, 9]))),
-    )  # fmt: skip
+    )
     assert mixed[:6].tolist() == [alone[i] for i in shuffled]
     assert draws(logits, 6, seed=8, top_p=0.9).tolist() != alone
 

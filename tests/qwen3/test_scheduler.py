@@ -76,17 +76,25 @@ class Serving(RuleBasedStateMachine):
     """Random arrivals with shared beginnings, cancellations, tiny pools, small budgets, steps that break off."""
 
     @initialize(
-        num_blocks=st.integers(3, 14), block_size=st.sampled_from([1, 2, 4]), max_num_seqs=st.integers(1, 5),
-        budget=st.integers(1, 12), reuse=st.booleans(), kept=st.booleans(),
-    )  # fmt: skip
+        num_blocks=st.integers(3, 14),
+        block_size=st.sampled_from([1, 2, 4]),
+        max_num_seqs=st.integers(1, 5),
+        budget=st.integers(1, 12),
+        reuse=st.booleans(),
+        kept=st.booleans(),
+    )
     def start(self, num_blocks, block_size, max_num_seqs, budget, reuse, kept):
         self.pool = BlockPool(num_blocks, block_size, "model", reuse and kept)
         self.scheduler = Scheduler(self.pool, max_num_seqs, budget, kept)
         self.pages = Pages(self.pool)
         self.live, self.expected = [], {}
 
-    @rule(start=st.integers(0, 2), length=st.integers(1, 20), tail=st.lists(st.integers(1, 8), max_size=3),
-          max_new_tokens=st.integers(1, 12))  # fmt: skip
+    @rule(
+        start=st.integers(0, 2),
+        length=st.integers(1, 20),
+        tail=st.lists(st.integers(1, 8), max_size=3),
+        max_new_tokens=st.integers(1, 12),
+    )
     def arrive(self, start, length, tail, max_new_tokens):
         tokens = [(start + i) % 7 + 1 for i in range(length)] + tail
         request = sequence(tokens, max_new_tokens)

@@ -61,7 +61,9 @@ def test_every_token_of_a_run_is_counted_and_no_padding(small, recorded):
     assert llm.stats.experts.load.sum(1).tolist() == [tokens * SMALL["num_experts_per_tok"]] * 3
     assert (llm.stats.prefill.steps, llm.stats.prefill.tokens) == (1, 7)
     assert (llm.stats.decode.steps, llm.stats.decode.tokens) == (5, 15)
-    assert llm.stats.prefill.context_tokens == 7 and llm.stats.decode.context_tokens == sum(7 + 3 * i for i in range(1, 6))
+    assert llm.stats.prefill.context_tokens == 7 and llm.stats.decode.context_tokens == sum(
+        7 + 3 * i for i in range(1, 6)
+    )
 
 
 def test_a_step_with_a_prompt_in_it_is_prefill_and_recomputed_tokens_are_not_drawn_ones(small):
@@ -101,7 +103,9 @@ def generate(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        code = main(["generate", "--prompt", "def f(", "--max-new-tokens", "5", "--temperature", "0", *map(str, arguments)])
+        code = main(
+            ["generate", "--prompt", "def f(", "--max-new-tokens", "5", "--temperature", "0", *map(str, arguments)]
+        )
         return code, *capsys.readouterr()
 
     return run
@@ -109,7 +113,9 @@ def generate(capsys, tmp_path, monkeypatch):
 
 def test_stats_give_prefill_and_decode_apart(generate):
     code, out, err = generate("--stats")
-    line = r"{}: {} tokens in {} steps, [\d,.]+ tokens/s · [\d,.]+ [MG]B to read, [\d,.]+ GB/s, \d+% of the copy bandwidth"
+    line = (
+        r"{}: {} tokens in {} steps, [\d,.]+ tokens/s · [\d,.]+ [MG]B to read, [\d,.]+ GB/s, \d+% of the copy bandwidth"
+    )
     assert code == 0 and re.search(line.format("decode", 4, 4), err)
     assert re.search(line.format("prefill", r"\d+", 1), err) and "time to first token" in err and "peak memory" in err
 

@@ -39,7 +39,7 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "get_weather",
-        "description": "Weather <now> & \"later\" in a città",
+        "description": 'Weather <now> & "later" in a città',
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
@@ -352,7 +352,7 @@ def test_chat_template_of_qwen(qwen):
     text = qwen.apply_chat_template([{"role": "user", "content": "Hi"}], enable_thinking=False)
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     text = qwen.apply_chat_template(CONVERSATIONS["tool calls"], tools=[TOOL])
-    assert "Weather <now> & \\\"later\\\" in a città" in text
+    assert 'Weather <now> & \\"later\\" in a città' in text
 
 
 HELPERS = {

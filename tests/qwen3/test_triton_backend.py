@@ -6,10 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 triton = pytest.importorskip("triton")
 
-from qwen3 import LLM, SamplingParams  # noqa: E402
+from qwen3 import LLM, SamplingParams
 
-from .conftest import write_checkpoint  # noqa: E402
-from .test_invariance import record_decodes  # noqa: E402
+from .conftest import write_checkpoint
+from .test_invariance import record_decodes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # One token; one that is not a multiple of anything; above the 8 and 16 tokens to which the small paths go.
@@ -169,9 +169,14 @@ def test_a_decode_step_waits_only_for_the_drawn_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "sampler", Watched(engine.sampler, watch(engine.sampler)))
     monkeypatch.setattr(engine, "_prepare", lambda work: (prepare(work), prepared.append(engine._prepared is not None)))
     params = SamplingParams(
-        max_new_tokens=4, temperature=0.8, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1,
-        frequency_penalty=0.1, ignore_eos=True,
-    )  # fmt: skip
+        max_new_tokens=4,
+        temperature=0.8,
+        top_p=0.9,
+        repetition_penalty=1.1,
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        ignore_eos=True,
+    )
     llm.generate([[1, 2, 3], [4, 5]], params)
     # The fourth step draws the last token.
     assert prepared == [True, True, True, False]

@@ -10,10 +10,10 @@ BACKENDS = ("reference", "triton")
 
 
 def backend(name: str, device: str = "cuda") -> ModuleType:
-    """The module that holds every op under one set of signatures (see `kernels.reference`).
+    """The module that holds every op under one set of signatures (see `qwen3_kernels.reference`).
 
-    "triton" runs on a GPU; on a CPU it runs in Triton's interpreter, made faithful by `kernels.interpreter`, slowly and
-    for tests, when TRITON_INTERPRET=1 is in the environment. Raises RuntimeError when the backend cannot run on
+    "triton" runs on a GPU; on a CPU it runs in Triton's interpreter, made faithful by `qwen3_kernels.interpreter`,
+    slowly and for tests, when TRITON_INTERPRET=1 is in the environment. Raises RuntimeError when the backend cannot run on
     `device` ("cpu" or "cuda"), ValueError when there is none of that name.
     """
     if name == "reference":
@@ -31,7 +31,9 @@ def backend(name: str, device: str = "cuda") -> ModuleType:
 
         interpreter.install()
     elif device == "cpu":
-        raise RuntimeError("backend 'triton' needs a GPU, or TRITON_INTERPRET=1 to run slowly on a CPU; use 'reference'")
+        raise RuntimeError(
+            "backend 'triton' needs a GPU, or TRITON_INTERPRET=1 to run slowly on a CPU; use 'reference'"
+        )
     from . import triton_ops
 
     return triton_ops
