@@ -6,7 +6,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config.model import ModelConfig
 from .kv_cache import KVCache
 from .layers import DecoderLayer, empty_parameter
 from .step import Step
