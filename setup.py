@@ -1,16 +1,25 @@
-from setuptools import setup
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+[version] = re.findall(r'^__version__ = "(.+)"$', Path("qwen3/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
 
 setup(
     name="qwen3-triton",
-    version="0.1.0",
+    version=version,
     description="A small, readable, fast engine for the Qwen3-MoE family, in PyTorch and Triton",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["qwen3_kernels", "qwen3", "qwen3.tiny"],
+    packages=["qwen3_kernels", *find_packages(include=["qwen3", "qwen3.*"])],
     package_dir={"qwen3_kernels": "kernels"},
-    package_data={"qwen3_kernels": ["*.json"], "qwen3.tiny": ["*.json", "*.safetensors", "*.md"]},
+    package_data={
+        "qwen3_kernels": ["*.json"],
+        "qwen3": ["py.typed"],
+        "qwen3.tiny": ["*.json", "*.safetensors", "*.md"],
+    },
     install_requires=[
         "torch>=2.9,<2.14",
         "triton>=3.6,<3.10; sys_platform == 'linux'",
@@ -27,5 +36,5 @@ setup(
         "dev": ["ruff==0.17.6", "mypy==2.4.1"],
         "tour": ["matplotlib>=3.8", "nbclient>=0.10", "ipykernel>=6"],
     },
-    entry_points={"console_scripts": ["qwen3=qwen3.cli:main"]},
+    entry_points={"console_scripts": ["qwen3=qwen3.cli.main:main"]},
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from qwen3.bench import Timing
+from qwen3.cli.bench import Timing
 from qwen3.errors import Qwen3Error
 
 REPOSITORY = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def load_records(folder: Path = RESULTS) -> dict[str, dict]:
 
 
 def config_folder(name: str) -> Path:
-    """Where the config.json of a model shape is, for `ModelConfig.from_folder` and `LLM(..., random_weights=True)`."""
+    """Where the config.json of a model shape is, for `model_config` and `LLM(..., random_weights=True)`."""
     folder = CONFIGS / name
     if not (folder / "config.json").is_file():
         known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob("*/config.json")))

@@ -7,7 +7,7 @@ them. Both sides take turns, and must give the same tokens (float32) before a le
 import argparse
 
 from qwen3 import LLM
-from qwen3.bench import BLOCK_SIZE, decode_seconds, greedy, prefill_seconds, room_for
+from qwen3.cli.bench import BLOCK_SIZE, decode_seconds, greedy, prefill_seconds, room_for
 from qwen3.errors import Qwen3Error
 
 from .common import milliseconds, save, side_by_side

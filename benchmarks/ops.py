@@ -18,7 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qwen3.config import DTYPES, ModelConfig
+from qwen3.config.hf import model_config
+from qwen3.config.model import DTYPES
 from qwen3.roofline import copy_bandwidth
 from qwen3_kernels.backend import backend
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     )
     figures = []
     for name in settings["models"]:
-        config = ModelConfig.from_folder(config_folder(name))
+        config = model_config(config_folder(name))
         for case in cases(config, settings["tokens"], settings["contexts"], dtype, device):
             if not args.only or case.op in args.only:
                 rows = measure(case, device, settings["rounds"], ceiling)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import read_json
+from .config.hf import read_json
 from .errors import Qwen3Error
 from .layers import SparseMoE
 from .model import Qwen3

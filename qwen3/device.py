@@ -7,7 +7,7 @@ import torch
 
 from qwen3_kernels.backend import BACKENDS, backend
 
-from .config import DTYPES, ModelConfig
+from .config.model import DTYPES, ModelConfig
 from .errors import Qwen3Error
 
 log = logging.getLogger("qwen3")

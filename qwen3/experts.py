@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config import ModelConfig
+from .config.model import ModelConfig
 from .errors import Qwen3Error
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .config import ModelConfig
+from .config.model import ModelConfig
 
 if TYPE_CHECKING:
     from .sequence import Sequence

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_weights
-from .config import ModelConfig, read_json
+from .config.hf import model_config, read_json
 from .device import resolve_backend, resolve_device, resolve_dtype
 from .engine import Engine
 from .errors import Qwen3Error
 from .experts import ExpertLoad
 from .graphs import DecodeGraphs
-from .hub import resolve
 from .kv_cache import BlockPool, KVCache
+from .load.hub import resolve
 from .memory import gigabytes, kv_cache_bytes, out_of_memory_is_an_error, require
 from .model import Qwen3
 from .model import random_weights as fill_randomly
@@ -28,7 +28,8 @@ from .scheduler import Scheduler
 from .sequence import Completion, Sequence
 from .stats import Stats
 from .step import Step
-from .tokenizer import IncrementalDecoder, Tokenizer
+from .text.stream import IncrementalDecoder
+from .text.tokenizer import Tokenizer
 
 log = logging.getLogger("qwen3")
 
@@ -84,7 +85,7 @@ class LLM:
         if not 0 < memory_utilization <= 1:
             raise Qwen3Error(f"memory_utilization is {memory_utilization!r}: it must be above 0 and up to 1")
         self.folder = resolve(model)
-        self.config = ModelConfig.from_folder(self.folder)
+        self.config = model_config(self.folder)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.config)
         self.backend, self.ops = resolve_backend(backend, self.device)

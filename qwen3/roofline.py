@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from .config import ModelConfig
+from .config.model import ModelConfig
 from .memory import gigabytes
 from .stats import Stats
 

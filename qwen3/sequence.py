@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .sampling import SamplingParams, TokenLogprob
-from .tokenizer import IncrementalDecoder
+from .text.stream import IncrementalDecoder, StopStrings
 
 
 @dataclass(frozen=True)
@@ -41,35 +41,6 @@ class Completion:
     finish_reason: str
     logprobs: list[TokenLogprob] | None
     metrics: Metrics
-
-
-class StopStrings:
-    """Finds stop strings in text that arrives in pieces; holds back what may be the start of one."""
-
-    def __init__(self, stops: tuple[str, ...]):
-        self.stops, self.held = stops, ""
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """The text that is certain now, and whether a stop string followed it."""
-        self.held += text
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if found:
-            out, self.held = self.held[: min(found)], ""
-            return out, True
-        keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
-        cut = len(self.held) - keep
-        out, self.held = self.held[:cut], self.held[cut:]
-        return out, False
-
-    def finish(self) -> str:
-        """What was held back and came to nothing."""
-        out, self.held = self.held, ""
-        return out
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 @dataclass(eq=False)

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from qwen3 import LLM, Qwen3Error, bench
+from qwen3 import LLM, Qwen3Error
+from qwen3.cli import bench
 
 # All four experts are hit by every token, so that the bytes are known.
 CONFIG = {

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from qwen3 import Qwen3Error
 from qwen3.checkpoint import load_weights, published_tensors, weight_bytes
-from qwen3.config import ModelConfig
+from qwen3.config.hf import model_config
 from qwen3.model import Qwen3
 from qwen3_kernels.backend import backend
 
@@ -18,7 +18,7 @@ from .conftest import write_checkpoint
 
 
 def empty_model(folder, dtype=torch.float32):
-    return Qwen3(ModelConfig.from_folder(folder), backend("reference"), 64, dtype)
+    return Qwen3(model_config(folder), backend("reference"), 64, dtype)
 
 
 def loaded(folder, dtype=torch.float32):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from qwen3.cli import main
+from qwen3.cli.main import main
 
 from .conftest import write_checkpoint
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qwen3 import Qwen3Error
-from qwen3.config import ModelConfig
+from qwen3.config.hf import from_hf, model_config
 
 # The fields of Qwen3-30B-A3B's config.json.
 PUBLISHED = {
@@ -27,7 +27,7 @@ def changed(**changes):
 
 
 def test_published_sizes():
-    config = ModelConfig.from_hf(PUBLISHED)
+    config = from_hf(PUBLISHED)
     total, active = config.parameters()
     # The model card: 30.5 B parameters, 3.3 B of them active.
     assert round(total / 1e9, 1) == 30.5
@@ -48,12 +48,12 @@ def test_both_dialects_say_the_same():
         rope_scaling="absent",
         rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, **yarn},
     )
-    assert ModelConfig.from_hf(old) == ModelConfig.from_hf(new)
-    assert ModelConfig.from_hf(new).max_context == 131072
+    assert from_hf(old) == from_hf(new)
+    assert from_hf(new).max_context == 131072
 
 
 def test_dense_layers():
-    config = ModelConfig.from_hf(changed(num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3]))
+    config = from_hf(changed(num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3]))
     assert [config.is_moe_layer(i) for i in range(6)] == [False, True, False, False, False, True]
 
 
@@ -93,15 +93,15 @@ def test_dense_layers():
 )
 def test_what_would_change_the_output_is_refused_by_name(changes, named):
     with pytest.raises(Qwen3Error, match=named) as refused:
-        ModelConfig.from_hf(changed(**changes), "folder/config.json")
+        from_hf(changed(**changes), "folder/config.json")
     assert str(refused.value).startswith("folder/config.json") and "\n" not in str(refused.value)
 
 
 def test_generation_config_names_the_end_of_text(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
-    assert ModelConfig.from_folder(tmp_path).eos_token_ids == (151645,)
+    assert model_config(tmp_path).eos_token_ids == (151645,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [151645, 151643]}))
-    assert ModelConfig.from_folder(tmp_path).eos_token_ids == (151645, 151643)
+    assert model_config(tmp_path).eos_token_ids == (151645, 151643)
 
 
 @pytest.mark.parametrize("content", [None, "", '{"model_type": "qwen3_', "[1]"])
@@ -109,4 +109,4 @@ def test_missing_or_broken_file_is_named(content, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(Qwen3Error, match="config.json"):
-        ModelConfig.from_folder(tmp_path)
+        model_config(tmp_path)

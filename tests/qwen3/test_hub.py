@@ -18,9 +18,10 @@ import pytest
 from huggingface_hub import close_session, constants
 from huggingface_hub.utils import enable_progress_bars
 
-from qwen3 import hub
+import qwen3
 from qwen3.errors import Qwen3Error
-from qwen3.hub import STAGING, TINY, download, resolve
+from qwen3.load import hub
+from qwen3.load.hub import STAGING, TINY, download, resolve
 
 REPO = "Qwen/Qwen3-Small"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -482,7 +483,7 @@ def test_resolve_takes_folders_and_names(tmp_path, monkeypatch):
     assert resolve("Org/Name", tmp_path) == folder
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
-    assert resolve("tiny", tmp_path) == TINY == Path(hub.__file__).parent / "tiny"
+    assert resolve("tiny", tmp_path) == TINY == Path(qwen3.__file__).parent / "tiny"
     assert resolve(Path("tiny"), tmp_path) == Path("tiny")
 
 

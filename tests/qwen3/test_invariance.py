@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from qwen3 import LLM, Qwen3Error, SamplingParams
-from qwen3.config import ModelConfig
+from qwen3.config.hf import model_config
 from qwen3.graphs import DecodeGraphs
-from qwen3.hub import resolve
+from qwen3.load.hub import resolve
 
 from .conftest import write_checkpoint
 
@@ -76,7 +76,7 @@ def together(llm):
 
 def limit_pages(monkeypatch, folder, count):
     """Whoever loads `folder` in float32 gets a KV cache of `count` pages of 16 tokens."""
-    page_bytes = 16 * ModelConfig.from_folder(resolve(folder)).kv_bytes_per_token(torch.float32)
+    page_bytes = 16 * model_config(resolve(folder)).kv_bytes_per_token(torch.float32)
     monkeypatch.setattr("qwen3.llm.kv_cache_bytes", lambda *arguments: count * page_bytes)
 
 

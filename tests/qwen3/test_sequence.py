@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3.sampling import SamplingParams
-from qwen3.sequence import Sequence, StopStrings, percentile
+from qwen3.sequence import Sequence, percentile
+from qwen3.text.stream import StopStrings
 
 PIECES = st.lists(st.text("ab!", max_size=4), max_size=12)
 

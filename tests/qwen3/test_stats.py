@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.common import config_folder
 from qwen3 import LLM, Qwen3Error, SamplingParams, roofline
-from qwen3.cli import main
-from qwen3.config import ModelConfig
+from qwen3.cli.main import main
+from qwen3.config.hf import from_hf, model_config
 from qwen3.experts import ExpertLoad
 from qwen3.stats import Phase, Stats
 
@@ -26,7 +26,7 @@ def routing(*layers):
 
 
 def small_config(**changes):
-    return ModelConfig.from_hf(SMALL | {"model_type": "qwen3_moe", "num_experts": 4, "num_hidden_layers": 2} | changes)
+    return from_hf(SMALL | {"model_type": "qwen3_moe", "num_experts": 4, "num_hidden_layers": 2} | changes)
 
 
 def test_load_entropy_and_distinct_experts_of_known_routings():
@@ -79,7 +79,7 @@ def test_a_step_with_a_prompt_in_it_is_prefill_and_recomputed_tokens_are_not_dra
 
 def test_a_token_of_qwen3_30b_reads_what_its_shape_says():
     """48 layers of 37.7 MB attention, 75.5 MB for 8 experts and 0.5 MB router, and 622 MB output layer."""
-    config = ModelConfig.from_folder(config_folder("Qwen3-30B-A3B"))
+    config = model_config(config_folder("Qwen3-30B-A3B"))
     stats = Stats(decode=Phase(steps=2, tokens=2, seconds=0.01, context_tokens=300), experts=ExpertLoad(config, "cpu"))
     for _ in range(2):
         stats.experts.count(routing(*([list(range(8))] for _ in range(48))), decode=True)

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3.errors import Qwen3Error
-from qwen3.tokenizer import IncrementalDecoder, Tokenizer
+from qwen3.text.stream import IncrementalDecoder
+from qwen3.text.tokenizer import Tokenizer
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 

@@ -1,10 +1,11 @@
 """What a model is and what it needs, read from config.json and the safetensors index alone."""
 
-from .checkpoint import weight_bytes
-from .config import ModelConfig
-from .device import resolve_device, resolve_dtype
-from .hub import resolve
-from .memory import available_bytes, gigabytes
+from ..checkpoint import weight_bytes
+from ..config.hf import model_config
+from ..config.model import ModelConfig
+from ..device import resolve_device, resolve_dtype
+from ..load.hub import resolve
+from ..memory import available_bytes, gigabytes
 
 _UTILIZATION = 0.9
 
@@ -12,7 +13,7 @@ _UTILIZATION = 0.9
 def describe(model: str | None, device_name: str, dtype_name: str) -> str:
     """A short table for people: architecture, parameters, bytes, and the context that fits `device`."""
     folder = resolve(model)
-    config = ModelConfig.from_folder(folder)
+    config = model_config(folder)
     device, dtype = resolve_device(device_name), resolve_dtype(dtype_name, config)
     total, active = config.parameters()
     weights, per_token = total * dtype.itemsize, config.kv_bytes_per_token(dtype)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from .config import DTYPES
-from .errors import Qwen3Error
-from .experts import ExpertLoad
-from .llm import LLM
-from .roofline import bytes_read, copy_bandwidth
-from .sampling import SamplingParams
-from .stats import Phase
+from ..config.model import DTYPES
+from ..errors import Qwen3Error
+from ..experts import ExpertLoad
+from ..llm import LLM
+from ..roofline import bytes_read, copy_bandwidth
+from ..sampling import SamplingParams
+from ..stats import Phase
 
 _COLUMNS = (
     "batch",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..errors import Qwen3Error
+from ..llm import LLM
+from ..sampling import SamplingParams
 from .chat import prompt_ids, with_system
-from .errors import Qwen3Error
-from .llm import LLM
-from .sampling import SamplingParams
 
 _PARAMETERS = {f.name for f in fields(SamplingParams)} - {"logprobs"}
 

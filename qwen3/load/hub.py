@@ -13,10 +13,10 @@ from huggingface_hub import HfFileMetadata, constants, errors, get_hf_file_metad
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, validate_repo_id
 
-from .config import ModelConfig, read_json
-from .errors import Qwen3Error
+from ..config.hf import from_hf, read_json
+from ..errors import Qwen3Error
 
-TINY = Path(__file__).parent / "tiny"
+TINY = Path(__file__).parent.parent / "tiny"
 CONFIG, TOKENIZER, INDEX, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors.index.json", "model.safetensors"
 OPTIONAL = ("generation_config.json", "tokenizer_config.json", "chat_template.jinja", INDEX)
 # Holds the unfinished files of a download: where it lies, the folder is not a model yet.
@@ -130,7 +130,7 @@ def _fill(folder: Path, repo: _Repo) -> None:
     repo.find(CONFIG)
     # Small files stay in memory until the weights are there: those in the folder belong to the weights in the folder.
     small = {CONFIG: repo.read(CONFIG)}
-    ModelConfig.from_hf(_json_object(small[CONFIG], f"{repo.id}/{CONFIG}"), f"{repo.id}/{CONFIG}")
+    from_hf(_json_object(small[CONFIG], f"{repo.id}/{CONFIG}"), f"{repo.id}/{CONFIG}")
     small[TOKENIZER] = repo.read(TOKENIZER)
     for name in OPTIONAL:
         try:

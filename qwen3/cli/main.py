@@ -5,18 +5,19 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__, bench
+from .. import __version__
+from ..config.model import DTYPES
+from ..errors import Qwen3Error
+from ..experts import check_expert_stats, write_expert_stats
+from ..llm import LLM
+from ..load.hub import download
+from ..memory import gigabytes, peak_bytes
+from ..roofline import copy_bandwidth, roofline_lines
+from ..sampling import SamplingParams
+from . import bench
 from .chat import answer, converse
-from .config import DTYPES
-from .errors import Qwen3Error
-from .experts import check_expert_stats, write_expert_stats
-from .hub import download
 from .info import describe
 from .jsonl import answer_lines, read_lines, whole_or_nothing
-from .llm import LLM
-from .memory import gigabytes, peak_bytes
-from .roofline import copy_bandwidth, roofline_lines
-from .sampling import SamplingParams
 
 _SAMPLING = (
     ("--max-new-tokens", int, "tokens to generate at most"),

@@ -1,0 +1,94 @@
+"""The shape of a Qwen3 model."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN context extension (Peng et al., 2023): how `factor` stretches rotary frequencies and scales attention."""
+
+    factor: float
+    original_max_positions: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One Qwen3 model, dense (num_experts 0) or mixture of experts. Sizes count elements."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float
+    max_positions: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    attention_bias: bool = False
+    num_experts: int = 0
+    top_k: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = False
+    dense_layers: frozenset[int] = frozenset()
+    yarn: Yarn | None = None
+    dtype: torch.dtype | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    source: str = field(default="config", compare=False)
+
+    def is_moe_layer(self, layer: int) -> bool:
+        return self.num_experts > 0 and layer not in self.dense_layers
+
+    @property
+    def q_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def max_context(self) -> int:
+        """The longest context in tokens that the rotary embedding was made for, YaRN included."""
+        if self.yarn is None:
+            return self.max_positions
+        return max(self.max_positions, round(self.yarn.factor * self.yarn.original_max_positions))
+
+    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.num_layers * self.kv_size * dtype.itemsize
+
+    def parameters(self) -> tuple[int, int]:
+        """Parameters in total, and those that one token uses (its embedding row counts as the whole table)."""
+        h = self.hidden_size
+        total = self.vocab_size * h * (1 if self.tie_word_embeddings else 2) + h
+        active = total
+        for layer in range(self.num_layers):
+            shared = h * (self.q_size + 2 * self.kv_size) + self.q_size * h + 2 * self.head_dim + 2 * h
+            if self.attention_bias:
+                shared += self.q_size + 2 * self.kv_size + h
+            if self.is_moe_layer(layer):
+                expert = 3 * h * self.moe_intermediate_size
+                total += shared + self.num_experts * (h + expert)
+                active += shared + self.num_experts * h + self.top_k * expert
+            else:
+                dense = shared + 3 * h * self.intermediate_size
+                total += dense
+                active += dense
+        return total, active

@@ -1,0 +1,1 @@
+"""From the hub and from disk: checkpoints and their tensors."""

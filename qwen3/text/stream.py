@@ -1,0 +1,50 @@
+"""Text that arrives token by token: incremental decoding and stop strings."""
+
+import codecs
+
+from .tokenizer import Tokenizer
+
+
+class IncrementalDecoder:
+    """Decodes token by token: emits no half character, takes nothing back, and adds up to `Tokenizer.decode`."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this token makes certain; at most three bytes wait for their character's rest."""
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id, self._skip_special_tokens))
+
+    def finish(self) -> str:
+        """What still waits: U+FFFD for a character that never got its rest, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+class StopStrings:
+    """Finds stop strings in text that arrives in pieces; holds back what may be the start of one."""
+
+    def __init__(self, stops: tuple[str, ...]):
+        self.stops, self.held = stops, ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text that is certain now, and whether a stop string followed it."""
+        self.held += text
+        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        if found:
+            out, self.held = self.held[: min(found)], ""
+            return out, True
+        keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
+        cut = len(self.held) - keep
+        out, self.held = self.held[:cut], self.held[cut:]
+        return out, False
+
+    def finish(self) -> str:
+        """What was held back and came to nothing."""
+        out, self.held = self.held, ""
+        return out
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
