@@ -40,7 +40,7 @@ class StopStrings:
         return out, False
 
     def finish(self) -> str:
-        """What was held back and came to nothing."""
+        """Returns the text held back, now that no stop string can follow."""
         out, self.held = self.held, ""
         return out
 
@@ -48,3 +48,26 @@ class StopStrings:
 def _overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class TextStream:
+    """The text of one answer, token by token: decoded, and ended before the first stop string.
+
+    decoder: None for a model without a tokenizer, whose answers have no text.
+    """
+
+    def __init__(self, decoder: IncrementalDecoder | None, stops: tuple[str, ...] = ()) -> None:
+        self._decoder, self._stops = decoder, StopStrings(stops)
+
+    def push(self, token_id: int, finish_reason: str | None) -> tuple[str, bool]:
+        """The text that this token makes certain, and whether a stop string ended it.
+
+        finish_reason: why the answer ends with this token, None if it goes on; a stop token ("stop") adds no text.
+        """
+        if self._decoder is None:
+            return "", False
+        text, stopped = self._stops.push("" if finish_reason == "stop" else self._decoder.push(token_id))
+        if finish_reason and not stopped:
+            rest, stopped = self._stops.push(self._decoder.finish())
+            text += rest if stopped else rest + self._stops.finish()
+        return text, stopped

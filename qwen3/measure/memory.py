@@ -1,4 +1,4 @@
-"""How much memory there is, how much is wanted, and the errors when the two do not meet."""
+"""Available memory, memory requirements, and out-of-memory errors."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import Qwen3Error
+from ..errors import Qwen3Error
 
 
 def available_bytes(device: torch.device) -> int:
@@ -16,7 +16,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = _proc_kilobytes("/proc/meminfo", "MemAvailable:")
-    # Where nothing says what is free, the whole of the memory has to do.
+    # Fall back to total memory where free memory is unknown.
     available = available * 1024 if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:

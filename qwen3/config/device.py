@@ -1,14 +1,14 @@
-"""Where a model runs, in which dtype, through which ops."""
+"""Resolves device, dtype and backend: what was asked for by name runs or raises; only "auto" chooses."""
 
 import logging
-from types import ModuleType
 
 import torch
 
 from qwen3_kernels.backend import BACKENDS, backend
+from qwen3_kernels.ops import Ops
 
-from .config.model import DTYPES, ModelConfig
-from .errors import Qwen3Error
+from ..errors import Qwen3Error
+from .model import DTYPES, ModelConfig
 
 log = logging.getLogger("qwen3")
 
@@ -39,8 +39,8 @@ def resolve_dtype(name: str, config: ModelConfig) -> torch.dtype:
     return DTYPES[name]
 
 
-def resolve_backend(name: str, device: torch.device) -> tuple[str, ModuleType]:
-    """The name and the ops of a backend; only "auto" falls back."""
+def resolve_backend(name: str, device: torch.device) -> tuple[str, Ops]:
+    """The name and the ops of a backend. "auto" is triton on a GPU and cpu elsewhere, and falls back to cpu."""
     if name not in ("auto", *BACKENDS):
         raise Qwen3Error(f"backend {name!r} is unknown: use auto, {', '.join(BACKENDS)}")
     if name == "auto":
@@ -48,8 +48,8 @@ def resolve_backend(name: str, device: torch.device) -> tuple[str, ModuleType]:
             try:
                 return "triton", backend("triton", device.type)
             except RuntimeError as error:
-                log.warning("%s; running on the reference backend", error)
-        return "reference", backend("reference")
+                log.warning("%s; running on the cpu backend", error)
+        return "cpu", backend("cpu")
     try:
         return name, backend(name, device.type)
     except RuntimeError as error:

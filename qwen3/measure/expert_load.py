@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config.model import ModelConfig
-from .errors import Qwen3Error
+from ..config.model import ModelConfig
+from ..errors import Qwen3Error
+from ..model.blocks import Routing
 
 
 class ExpertLoad:
@@ -22,10 +23,12 @@ class ExpertLoad:
         self._distinct = torch.zeros((2, len(self.layers)), dtype=torch.int64, device=device)
         self._steps = [0, 0]
 
-    def count(self, routing: list[tuple[Tensor, Tensor]], decode: bool) -> None:
-        """Adds one step. routing: (router_logits [T, E], expert_ids [T, k]) of every layer with experts."""
-        chosen = torch.stack([expert_ids.flatten() for _, expert_ids in routing]).long()
-        load = torch.zeros_like(self.load).scatter_add_(1, chosen, torch.ones_like(chosen))
+    def count(self, routing: list[Routing], decode: bool) -> None:
+        """Adds one step. routing: that of every layer with experts; the last layer may have computed fewer tokens."""
+        load = torch.zeros_like(self.load)
+        for counts, (_, expert_ids) in zip(load, routing):
+            chosen = expert_ids.flatten()
+            counts.scatter_add_(0, chosen, torch.ones_like(chosen))
         self.load += load
         self._distinct[int(decode)] += (load > 0).sum(1)
         self._steps[decode] += 1
