@@ -33,7 +33,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "transformers>=5.0", "matplotlib>=3.8"],
         "bench": ["transformers>=5.0", "matplotlib>=3.8"],
-        "dev": ["ruff==0.17.6", "mypy==2.4.1"],
+        "dev": ["ruff==0.17.6", "mypy==2.4.1", "types-tqdm"],
         "tour": ["matplotlib>=3.8", "nbclient>=0.10", "ipykernel>=6"],
     },
     entry_points={"console_scripts": ["qwen3=qwen3.cli.main:main"]},

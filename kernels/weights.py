@@ -11,6 +11,9 @@ class Dense(NamedTuple):
 
     data: Tensor  # [N, K], or [E, N, K] for the projection of E experts
 
+    # The published names of the tensors, behind that of the projection.
+    LEAVES = ("weight",)
+
     @property
     def shape(self) -> torch.Size:
         """Outputs and inputs, [N, K] or [E, N, K], in every format."""
@@ -20,6 +23,14 @@ class Dense(NamedTuple):
     def nbytes(self) -> int:
         """Bytes that the tensors take, and that a product with the whole weight reads."""
         return self.data.nbytes
+
+    def rows(self, start: int, stop: int) -> "Dense":
+        """A view of the outputs start to stop - 1 of [N, K]."""
+        return Dense(self.data[start:stop])
+
+    def expert(self, index: int) -> "Dense":
+        """A view of one expert of [E, N, K]."""
+        return Dense(self.data[index])
 
     def dequantize(self) -> Tensor:
         """The values of this weight as one tensor of `shape`."""

@@ -1,10 +1,10 @@
 """What a model is and what it needs, read from config.json and the safetensors index alone."""
 
-from ..checkpoint import weight_bytes
 from ..config.hf import model_config
 from ..config.model import ModelConfig
 from ..device import resolve_device, resolve_dtype
 from ..load.hub import resolve
+from ..load.index import weight_bytes
 from ..memory import available_bytes, gigabytes
 
 _UTILIZATION = 0.9

@@ -8,6 +8,11 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype without the package: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Yarn:
     """YaRN context extension (Peng et al., 2023): how `factor` stretches rotary frequencies and scales attention."""
@@ -73,22 +78,3 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         return 2 * self.num_layers * self.kv_size * dtype.itemsize
-
-    def parameters(self) -> tuple[int, int]:
-        """Parameters in total, and those that one token uses (its embedding row counts as the whole table)."""
-        h = self.hidden_size
-        total = self.vocab_size * h * (1 if self.tie_word_embeddings else 2) + h
-        active = total
-        for layer in range(self.num_layers):
-            shared = h * (self.q_size + 2 * self.kv_size) + self.q_size * h + 2 * self.head_dim + 2 * h
-            if self.attention_bias:
-                shared += self.q_size + 2 * self.kv_size + h
-            if self.is_moe_layer(layer):
-                expert = 3 * h * self.moe_intermediate_size
-                total += shared + self.num_experts * (h + expert)
-                active += shared + self.num_experts * h + self.top_k * expert
-            else:
-                dense = shared + 3 * h * self.intermediate_size
-                total += dense
-                active += dense
-        return total, active

@@ -1,28 +1,32 @@
-"""Checkpoints from the Hugging Face hub: `download` brings one into models/, `resolve` finds a model's folder."""
+"""Checkpoints from the Hugging Face hub: `download` fetches one into models/, `resolve` finds the folder of a model."""
 
 import hashlib
+import importlib
 import io
 import json
 import re
 import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 from urllib.parse import quote
 
-from huggingface_hub import HfFileMetadata, constants, errors, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, validate_repo_id
+from huggingface_hub import constants, errors, get_hf_file_metadata, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, http_stream_backoff, tqdm, validate_repo_id
 
-from ..config.hf import from_hf, read_json
+from ..config.hf import from_hf
 from ..errors import Qwen3Error
+from .index import INDEX, WEIGHTS, shard_names, weight_names
 
 TINY = Path(__file__).parent.parent / "tiny"
-CONFIG, TOKENIZER, INDEX, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors.index.json", "model.safetensors"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 OPTIONAL = ("generation_config.json", "tokenizer_config.json", "chat_template.jinja", INDEX)
-# Holds the unfinished files of a download: where it lies, the folder is not a model yet.
+# Holds the unfinished files of a download; a folder that contains it is not a model yet.
 STAGING = ".download"
-# The base error of the HTTP library that huggingface_hub is built on: httpx, since its version 2 httpx2.
-_HTTPError = errors.HfHubHTTPError.__bases__[0]
+CHUNK = 1 << 20  # bytes of an answer that are written at once, and that a broken connection can lose
+RETRIES = 5  # breaks of a connection in a row, without a byte between them
 
 
 def download(
@@ -53,8 +57,8 @@ def download(
     repo = _Repo(repo_id, revision or constants.DEFAULT_REVISION, token, (endpoint or constants.ENDPOINT).rstrip("/"))
     folder = Path(models_dir) / repo_id
     try:
-        _fill(folder, repo)
-    except (OSError, _HTTPError) as error:
+        _update(folder, repo)
+    except (OSError, _http_library().HTTPError) as error:
         raise Qwen3Error(_explain(error, repo, folder)) from None
     return folder
 
@@ -63,8 +67,7 @@ def resolve(model: str | Path | None, models_dir: Path = Path("models")) -> Path
     """Finds the folder of a model on this machine.
 
     Args:
-        model: a folder, "tiny" (the embedded model), a hub id that was downloaded, or None: the model most recently
-            downloaded, else "tiny".
+        model: a folder, "tiny" (the embedded model), a downloaded hub id, or None: the latest download, else "tiny".
         models_dir: where `download` put them.
 
     Returns:
@@ -91,8 +94,16 @@ def resolve(model: str | Path | None, models_dir: Path = Path("models")) -> Path
     return folder
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file as the hub describes it; the etag of a large file is its SHA-256."""
+
+    size: int
+    etag: str
+
+
 class _Repo:
-    """A model on the hub; the first answer pins it to one commit, so that all files belong together."""
+    """A model on the hub. The first `find` pins the revision to a commit, so that all files belong together."""
 
     def __init__(self, repo_id: str, revision: str, token: str | None, endpoint: str):
         self.id, self.revision, self.token, self.endpoint = repo_id, revision, token, endpoint
@@ -100,33 +111,68 @@ class _Repo:
     def url(self, name: str) -> str:
         return hf_hub_url(self.id, name, revision=self.revision, endpoint=self.endpoint)
 
-    def find(self, name: str) -> HfFileMetadata:
-        """A file's size and etag, which is the SHA-256 of a large file."""
+    def find(self, name: str) -> _File:
         file = get_hf_file_metadata(self.url(name), token=self.token)
-        if None in (file.commit_hash, file.etag, file.size):
+        if file.commit_hash is None or file.etag is None or file.size is None:
             raise Qwen3Error(f"{self.endpoint} does not answer like a model hub: check HF_ENDPOINT and the proxy")
         self.revision = file.commit_hash
-        return file
+        return _File(file.size, file.etag)
 
     def read(self, name: str) -> bytes:
         content = io.BytesIO()
-        self._get(name, content)
+        self._get(name, content, 0, None)
         return content.getvalue()
 
-    def save(self, name: str, size: int, path: Path) -> None:
-        """Fills `path`, going on after the bytes that it holds. (hf_hub_download would start the file anew.)"""
+    def save(self, name: str, file: _File, path: Path) -> None:
+        """Fills `path`, resuming after the bytes that it holds (hf_hub_download would start again)."""
         done = path.stat().st_size if path.exists() else 0
-        done = done if done <= size else 0
-        with path.open("ab" if done else "wb") as out:
-            self._get(name, out, resume_size=done, expected_size=size)
+        if done != file.size:
+            done = done if done < file.size else 0
+            with path.open("ab" if done else "wb") as out:
+                self._get(name, out, done, file.size)
 
-    def _get(self, name: str, out: BinaryIO, **sizes: int) -> None:
-        headers = build_hf_headers(token=self.token) | {"Accept-Encoding": "identity"}  # ranges count the file's bytes
-        http_get(self.url(name), out, headers=headers, displayed_filename=name, **sizes)
+    def _get(self, name: str, out: BinaryIO, done: int, size: int | None) -> None:
+        """Appends a file to `out` from byte `done` on, with a progress bar; resumes when the connection breaks."""
+        # Not compressed: ranges count the bytes of the file.
+        headers = build_hf_headers(token=self.token) | {"Accept-Encoding": "identity"}
+        retries = RETRIES
+        with tqdm(total=size, initial=done, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+            while True:
+                start = done
+                try:
+                    with http_stream_backoff(
+                        "GET",
+                        self.url(name),
+                        headers=headers | ({"Range": f"bytes={done}-"} if done else {}),
+                        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                        retry_on_exceptions=(),
+                        retry_on_status_codes=(408, 429),
+                    ) as response:
+                        hf_raise_for_status(response)
+                        if done and response.status_code == 200:  # the server ignored the range
+                            out.seek(0)
+                            out.truncate()
+                            bar.update(-done)
+                            done = 0
+                        for chunk in response.iter_bytes(CHUNK):
+                            out.write(chunk)
+                            done += len(chunk)
+                            bar.update(len(chunk))
+                    return
+                except _http_library().TransportError:
+                    retries = RETRIES if done > start else retries - 1
+                    if retries < 0:
+                        raise
+                    time.sleep(1)
 
 
-def _fill(folder: Path, repo: _Repo) -> None:
-    """Brings a folder to the state of a repository. From the first change to the last it holds STAGING."""
+def _http_library() -> ModuleType:
+    """The HTTP library of huggingface_hub's client: httpx, or httpx2 since version 2; both name their errors alike."""
+    return importlib.import_module(type(get_session()).__module__.partition(".")[0])
+
+
+def _update(folder: Path, repo: _Repo) -> None:
+    """Brings a folder to the state of a repository; the folder holds STAGING from the first change to the last."""
     repo.find(CONFIG)
     # Small files stay in memory until the weights are there: those in the folder belong to the weights in the folder.
     small = {CONFIG: repo.read(CONFIG)}
@@ -137,7 +183,8 @@ def _fill(folder: Path, repo: _Repo) -> None:
             small[name] = repo.read(name)
         except errors.EntryNotFoundError:
             continue
-    names = _weight_files(_json_object(small[INDEX], f"{repo.id}/{INDEX}")) if INDEX in small else [WEIGHTS]
+    source = f"{repo.id}/{INDEX}"
+    names = shard_names(_json_object(small[INDEX], source), source) if INDEX in small else [WEIGHTS]
     weights = {name: repo.find(name) for name in names}
     missing = {name: file for name, file in weights.items() if not _holds(folder / name, file)}
     parts = {name: folder / STAGING / f"{name}.{quote(file.etag, safe='')}" for name, file in missing.items()}
@@ -152,7 +199,7 @@ def _fill(folder: Path, repo: _Repo) -> None:
 
     (folder / STAGING).mkdir(parents=True, exist_ok=True)
     for name, file in missing.items():
-        repo.save(name, file.size, parts[name])
+        repo.save(name, file, parts[name])
         if not _holds(parts[name], file):
             parts[name].unlink()
             raise Qwen3Error(f"{repo.id}/{name} arrived damaged and was deleted: run the same command again")
@@ -166,7 +213,7 @@ def _fill(folder: Path, repo: _Repo) -> None:
 
 
 def _explain(error: Exception, repo: _Repo, folder: Path) -> str:
-    """What the hub's client or the disk raised, in one line: what, where, what to do."""
+    """Says in one line what the hub's client or the disk raised, where, and what to do."""
     page, again = f"{repo.endpoint}/{repo.id}", "run the same command again, it resumes"
     cause = " ".join(str(error).split()) or type(error).__name__
     match error:
@@ -178,7 +225,7 @@ def _explain(error: Exception, repo: _Repo, folder: Path) -> str:
             return f"no model at {page}, or a private one: check the id, or set HF_TOKEN to a token that may read it"
         case errors.RevisionNotFoundError():
             return f"no revision {repo.revision!r} of {page}: choose one of its branches, tags or commits"
-        case errors.EntryNotFoundError():
+        case errors.RemoteEntryNotFoundError():
             name = error.response.url.path.rsplit("/", 1)[-1]
             return f"no {name} at {page}: a model needs {CONFIG}, {TOKENIZER} and safetensors weights"
         case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
@@ -186,40 +233,31 @@ def _explain(error: Exception, repo: _Repo, folder: Path) -> str:
         case errors.HfHubHTTPError():
             return f"{page}: the hub answered with HTTP status {error.response.status_code}: later, {again}"
         case OSError() if error.errno is not None:
-            return f"cannot write to {folder} ({error.strerror}): mend that, then {again}"
+            return f"cannot write to {folder} ({error.strerror}): free or change that place, then {again}"
     return f"no connection to {repo.endpoint}, or it broke ({cause}): check the network, then {again}"
 
 
 def _is_hub_id(name: str | Path) -> bool:
     try:
-        validate_repo_id(name)
+        validate_repo_id(str(name))
     except errors.HFValidationError:
         return False
-    return "/" in name
+    return isinstance(name, str) and "/" in name
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a folder has every file of a model and no download or update of it was left unfinished."""
+    """Tells whether a folder has every file of a model and no unfinished download or update."""
     if (folder / STAGING).exists():
         return False
     try:
-        weights = _weight_files(read_json(folder / INDEX, "")) if (folder / INDEX).exists() else [WEIGHTS]
+        names = (CONFIG, TOKENIZER, *weight_names(folder))
     except Qwen3Error:
         return False
-    return all((folder / name).is_file() for name in (CONFIG, TOKENIZER, *weights))
+    return all((folder / name).is_file() for name in names)
 
 
-def _weight_files(index: dict) -> list[str]:
-    """The shards that an index names: files beside it, never a path that leads elsewhere."""
-    shards = index.get("weight_map")
-    names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
-    if not names or not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-        raise Qwen3Error(f"{INDEX}: weight_map must name safetensors files beside it, not {names[:1]}")
-    return names
-
-
-def _holds(path: Path, file: HfFileMetadata) -> bool:
-    """Whether `path` has the bytes of the hub's file: the size, and the SHA-256 where the etag is one."""
+def _holds(path: Path, file: _File) -> bool:
+    """Tells whether `path` has the bytes of the hub's file: the size, and the SHA-256 where the etag is one."""
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     if not re.fullmatch("[0-9a-f]{64}", file.etag):
