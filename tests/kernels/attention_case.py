@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .contract import guarded
+from qwen3_kernels.testing.contract import guarded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NO_PAGE = 2**31 - 1

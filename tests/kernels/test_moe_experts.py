@@ -11,8 +11,7 @@ from torch import Tensor
 from qwen3_kernels import moe_experts as grouped
 from qwen3_kernels import moe_route, moe_small, reference
 from qwen3_kernels.moe_experts import TILES, Tile, moe_experts, tile_for
-
-from .contract import assert_contract, poisoned_outputs
+from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
