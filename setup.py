@@ -8,7 +8,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["qwen3_kernels", "qwen3", "qwen3.tiny"],
+    packages=["qwen3_kernels", "qwen3_kernels.testing", "qwen3", "qwen3.tiny"],
     package_dir={"qwen3_kernels": "kernels"},
     package_data={"qwen3_kernels": ["*.json"], "qwen3.tiny": ["*.json", "*.safetensors", "*.md"]},
     install_requires=[

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
 from .moe_route import DTYPES, sort_by_expert
 from .moe_small import MAX_TOKENS, moe_small
 from .weights import Weight
@@ -269,70 +268,3 @@ def moe_experts(x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, exper
         return moe_small(x, gate_up_weight, down_weight, weights, expert_ids)
     tile = tile_for(expert_ids.numel(), len(gate_up_weight))
     return _grouped(x, gate_up_weight, down_weight, weights, expert_ids, tile)
-
-
-def aot_cases(model) -> list[Case]:
-    """Every row of the tile table at the most rows it is for (the last one at 8,192 tokens), and the combine."""
-    E, H, I, top_k = model.num_experts, model.hidden_size, model.moe_intermediate_size, model.top_k
-    sort = dict.fromkeys(("offsets_ptr", "order_ptr", "tile_experts_ptr"), "*i32:16")
-    stream = dict.fromkeys(("weight_ptr", "hidden_ptr"), "*bf16:16")
-    length = {True: "i32:16", False: "i32"}
-    cases = []
-    for tile in TILES:
-        tokens = min(8192, tile.max_rows * E // top_k)
-        pairs, hit = tokens * top_k, E * (1 - (1 - top_k / E) ** tokens)
-        for name, matmul in (("gate_up", tile.gate_up), ("down", tile.down)):
-            n, step_bytes, num_warps, num_stages = matmul
-            constants = {"H": H, "I": I, "BLOCK_M": tile.block_m, "BLOCK_N": n, "BLOCK_K": step_bytes // 2}
-            if name == "gate_up":
-                kernel, columns, rows = gate_up_kernel, I, 2 * I
-                moved = 2 * (tokens * H + pairs * I)
-                arguments = {
-                    "x_ptr": "*bf16:16",
-                    "hidden_size": length[H % 16 == 0],
-                    "TOP_K": top_k,
-                    "X_STRIDE": H,
-                    "EXPERT_STRIDE": 2 * I * H,
-                    "WEIGHT_STRIDE": H,
-                }
-            else:
-                kernel, columns, rows = down_kernel, H, H
-                moved = 2 * pairs * (I + H)
-                arguments = {
-                    "weights_ptr": "*bf16:16",
-                    "out_ptr": "*bf16:16",
-                    "intermediate_size": length[I % 16 == 0],
-                    "EXPERT_STRIDE": H * I,
-                    "WEIGHT_STRIDE": I,
-                }
-            width = rows * (H if name == "gate_up" else I)
-            cases.append(
-                Case(
-                    f"{name} {tile.block_m} rows",
-                    kernel,
-                    sort | stream | constants | arguments,
-                    num_warps,
-                    num_stages,
-                    programs=(pairs // tile.block_m + E) * triton.cdiv(columns, n),
-                    bytes_moved=int(moved + 2 * hit * width),
-                    flops=2 * pairs * width,
-                    tensor_cores=True,
-                    streams=True,
-                )
-            )
-    tokens = 8192
-    arguments = {"pairs_ptr": "*bf16:16", "out_ptr": "*bf16:16", "H": H, "TOP_K": top_k, "BLOCK": COMBINE_COLUMNS}
-    cases.append(
-        Case(
-            "combine",
-            combine_kernel,
-            arguments,
-            num_warps=4,
-            num_stages=3,
-            programs=tokens * triton.cdiv(H, COMBINE_COLUMNS),
-            bytes_moved=2 * tokens * (top_k + 1) * H,
-            flops=tokens * top_k * H,
-            streams=True,
-        )
-    )
-    return cases
