@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 [version] = re.findall(r'^__version__ = "(.+)"$', Path("qwen3/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -13,7 +13,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["qwen3_kernels", *find_packages(include=["qwen3", "qwen3.*"])],
+    packages=[
+        "qwen3_kernels",
+        *("qwen3_kernels." + name for name in find_namespace_packages("kernels")),
+        *find_packages(include=["qwen3", "qwen3.*"]),
+    ],
     package_dir={"qwen3_kernels": "kernels"},
     package_data={
         "qwen3_kernels": ["*.json"],

@@ -11,7 +11,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -22,6 +21,7 @@ from qwen3.config.hf import model_config
 from qwen3.config.model import DTYPES
 from qwen3.roofline import copy_bandwidth
 from qwen3_kernels.backend import backend
+from qwen3_kernels.testing.contract import compare
 
 from .common import config_folder, save, seconds, side_by_side
 from .ops_cases import OpCase, cases
@@ -121,27 +121,8 @@ def gate(case: OpCase, function: Callable, exact: list[Tensor], own: list[Tensor
         if side in OURS:
             raise
         return {"within": False, "error_ratio": None, "failed": " ".join(str(error).split())[:200]}
-    checks = [contract(*tensors) for tensors in zip(outputs, exact, own, strict=True)]
-    return {"within": all(within for within, _ in checks), "error_ratio": max(ratio for _, ratio in checks)}
-
-
-def contract(actual: Tensor, exact: Tensor, own: Tensor) -> tuple[bool, float]:
-    """The numbers contract: max and RMS error at most twice those of the reference in the same dtype, plus one ulp.
-
-    Also the ratio of the two RMS errors (1 when both are exact). NaN never passes. The ulp is of the largest value; in
-    the RMS error a single element may be off by it, in float32 every element (see tests/kernels/contract.py).
-    """
-    if not bool(actual.isfinite().all()):
-        return False, math.inf
-    error, own_error = (x.double().flatten() - exact.flatten() for x in (actual, own))
-    largest = float(exact.abs().max())
-    ulp = torch.finfo(own.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
-    off_by_one = actual.numel() if own.dtype == torch.float32 else 1
-    within = True
-    for order, slack in ((math.inf, ulp), (2, ulp * math.sqrt(off_by_one))):
-        norm, own_norm = (float(torch.linalg.vector_norm(e, order)) for e in (error, own_error))
-        within &= norm <= 2 * own_norm + slack
-    return within, norm / own_norm if own_norm else float(norm > 0) + 1.0
+    checks = [compare(*tensors) for tensors in zip(outputs, exact, own, strict=True)]
+    return {"within": not any(broken for broken, _ in checks), "error_ratio": max(ratio for _, ratio in checks)}
 
 
 def cold_seconds(run: Callable[[], object], device: str) -> float:

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
 from .attention import LOG2E, MAX_GROUP, attend_tile, check_attention
 from .paged_cache import PagedCache
 
@@ -209,50 +208,3 @@ def decode_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_len
         out, values, stats, seq_lens, splits, head_dim, MIN_SPLIT, MAX_SPLITS, tile.block_n, block_d, num_warps=4
     )
     return out
-
-
-def aot_cases(model) -> list[Case]:
-    """Every tile with pages smaller and larger than it, and the combine: 8 sequences of 8,192 tokens."""
-    sequences, length = 8, 8192
-    heads, kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
-    rows = sequences * heads
-    partial_bytes = 4 * rows * MAX_SPLITS * (head_dim + 2)
-    cases = []
-    for dtype, size in (("bf16", 2), ("fp32", 4)):
-        tile = TILES[size]
-        pointers = dict.fromkeys(("values_ptr", "stats_ptr"), "*fp32:16")
-        shared = {"context_lengths_ptr": "*i64", "D": head_dim, "MIN_SPLIT": MIN_SPLIT, "MAX_SPLITS": MAX_SPLITS}
-        shared |= pointers | {"BLOCK_N": tile.block_n, "BLOCK_D": triton.next_power_of_2(head_dim)}
-        inputs = dict.fromkeys(("q_ptr", "key_cache_ptr", "value_cache_ptr"), f"*{dtype}:16")
-        inputs |= {"block_tables_ptr": "*i64", "table_stride": "i32", "scale_log2": "fp32"}
-        for block_size in (16, 256):
-            cases.append(
-                Case(
-                    name=f"decode_split {dtype} heads={heads} page={block_size}",
-                    kernel=decode_split_kernel,
-                    arguments=shared
-                    | inputs
-                    | {"HEADS": heads, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size, "BLOCK_M": MAX_GROUP},
-                    num_warps=tile.num_warps,
-                    num_stages=tile.num_stages,
-                    programs=MAX_SPLITS * kv_heads * sequences,
-                    bytes_moved=size * head_dim * (rows + 2 * sequences * kv_heads * length) + partial_bytes,
-                    flops=4 * rows * head_dim * length,
-                    tensor_cores=size == 2,
-                    streams=True,
-                )
-            )
-        cases.append(
-            Case(
-                name=f"decode_combine {dtype} heads={heads}",
-                kernel=decode_combine_kernel,
-                arguments=shared | {"out_ptr": f"*{dtype}:16", "splits": "i32"},
-                num_warps=4,
-                num_stages=3,
-                programs=rows,
-                bytes_moved=partial_bytes + size * rows * head_dim,
-                flops=2 * rows * MAX_SPLITS * head_dim,
-                streams=True,
-            )
-        )
-    return cases

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
 from .attention import LOG2E, attend_tile, check_attention, check_ids
 from .paged_cache import PagedCache
 
@@ -199,34 +198,3 @@ def prefill_attention(
         num_stages=tile.num_stages,
     )
     return out
-
-
-def aot_cases(model) -> list[Case]:
-    """Every tile with pages smaller and larger than it, if there are smaller ones: one sequence of 4,096 tokens."""
-    tokens = 4096
-    heads, kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
-    cases = []
-    for dtype, size, block_size in (("bf16", 2, 16), ("bf16", 2, 256), ("fp32", 4, 16)):
-        tile = TILES[size]
-        pointers = ("out_ptr", "q_ptr", "key_cache_ptr", "value_cache_ptr")
-        ids = ("block_tables_ptr", "query_starts_ptr", "context_lengths_ptr")
-        sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "D": head_dim, "BLOCK_SIZE": block_size, "BLOCK_M": tile.block_m}
-        sizes |= {"BLOCK_N": tile.block_n, "BLOCK_D": triton.next_power_of_2(head_dim)}
-        cases.append(
-            Case(
-                name=f"prefill {dtype} heads={heads} page={block_size}",
-                kernel=prefill_kernel,
-                arguments=dict.fromkeys(pointers, f"*{dtype}:16")
-                | dict.fromkeys(ids, "*i64")
-                | sizes
-                | {"scale_log2": "fp32", "table_stride": "i32", "sequences": "i32"},
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-                programs=(tokens // (tile.block_m // (heads // kv_heads)) + 1) * kv_heads,
-                bytes_moved=2 * size * head_dim * tokens * (heads + kv_heads),
-                flops=2 * heads * head_dim * tokens * (tokens + 1),
-                tensor_cores=size == 2,
-                streams=True,
-            )
-        )
-    return cases

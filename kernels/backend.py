@@ -12,8 +12,8 @@ BACKENDS = ("reference", "triton")
 def backend(name: str, device: str = "cuda") -> ModuleType:
     """The module that holds every op under one set of signatures (see `qwen3_kernels.reference`).
 
-    "triton" runs on a GPU; on a CPU it runs in Triton's interpreter, made faithful by `qwen3_kernels.interpreter`,
-    slowly and for tests, when TRITON_INTERPRET=1 is in the environment. Raises RuntimeError when the backend cannot run on
+    "triton" runs on a GPU; on a CPU it runs in Triton's interpreter, made faithful by `testing.interpreter`, slowly
+    and for tests, when TRITON_INTERPRET=1 is in the environment. Raises RuntimeError when the backend cannot run on
     `device` ("cpu" or "cuda"), ValueError when there is none of that name.
     """
     if name == "reference":
@@ -27,7 +27,7 @@ def backend(name: str, device: str = "cuda") -> ModuleType:
     import triton
 
     if triton.knobs.runtime.interpret:
-        from . import interpreter
+        from .testing import interpreter
 
         interpreter.install()
     elif device == "cpu":

@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
 from .rms_norm import DTYPES, MAX_HIDDEN, add_rms_norm, rms_norm
 from .weights import Weight
 
@@ -317,49 +316,3 @@ def _check_like(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) ->
         raise ValueError(f"{name} must be {x.dtype} {list(shape)} on {x.device}, got {got}")
     if not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
-
-
-def aot_cases(model) -> list[Case]:
-    """Router, o_proj, qkv and lm_head of a decode step, with the norm where it is fused: the rows of both tables."""
-    H, heads = model.hidden_size, model.num_heads * model.head_dim
-    qkv = heads + 2 * model.num_kv_heads * model.head_dim
-    shapes = (
-        ("router", model.num_experts, H, True),
-        ("o_proj", H, heads, False),
-        ("qkv", qkv, H, True),
-        ("lm_head", model.vocab_size, H, True),
-    )
-    cases = []
-    for tokens in (1, MAX_TOKENS):
-        for name, N, K, norm in shapes:
-            norm = norm and (tokens == 1 or N <= MAX_FUSED_OUTPUTS)
-            plain, fused = ("out", "x", "weight"), ("residual", "norm_weight", "total", "normed")
-            arguments: dict = {f"{tensor}_ptr": "*bf16:16" for tensor in (*plain, *fused)} | {"bias_ptr": None}
-            if not norm:
-                arguments |= {f"{tensor}_ptr": None for tensor in fused}
-            arguments |= {"eps": "fp32", "outputs": "i32:16"}
-            if _is_vector(tokens, K, torch.bfloat16):
-                kernel, num_warps, num_stages = linear_vector_kernel, 4, 3
-                constants, programs = _vector_constants(N, K)
-                # A launch makes a constant of the number 1.
-                constants["steps"] = 1 if constants["steps"] == 1 else "i32"
-            else:
-                kernel, (_, _, _, num_warps, num_stages) = linear_matrix_kernel, _tile(MATRIX_TILES, N)
-                constants, programs = _matrix_constants(N, K, 2)
-                constants |= {"tokens": "i32", "columns": "i32:16"}
-            rows = tokens * K * (5 if norm else 1)
-            cases.append(
-                Case(
-                    f"{name} {tokens} tokens",
-                    kernel,
-                    arguments | constants,
-                    num_warps,
-                    num_stages,
-                    programs,
-                    bytes_moved=2 * (N * K + tokens * N + rows),
-                    flops=2 * tokens * N * K,
-                    tensor_cores=kernel is linear_matrix_kernel,
-                    streams=True,
-                )
-            )
-    return cases

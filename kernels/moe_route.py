@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
-
 __all__ = ["ExpertSort", "route", "sort_by_expert"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -187,54 +185,3 @@ def sort_by_expert(expert_ids: Tensor, num_experts: int, block_m: int) -> Expert
         num_warps=4,
     )
     return sort
-
-
-def aot_cases(model) -> list[Case]:
-    """Routing 8,192 tokens, and sorting the pairs of 32 tokens (decode) and of 8,192 (prefill)."""
-    tokens, experts, top_k = 8192, model.num_experts, model.top_k
-    cases = [
-        Case(
-            f"route {experts} experts top {top_k}",
-            route_kernel,
-            {
-                "logits_ptr": "*bf16:16",
-                "weights_ptr": "*bf16:16",
-                "expert_ids_ptr": "*i64:16",
-                "logits_stride": "i32:16" if experts % 16 == 0 else "i32",
-                "NUM_EXPERTS": experts,
-                "TOP_K": top_k,
-                "RENORMALISE": True,
-                "BLOCK_E": triton.next_power_of_2(experts),
-                "BLOCK_K": triton.next_power_of_2(top_k),
-            },
-            num_warps=1,
-            num_stages=3,
-            programs=tokens,
-            bytes_moved=tokens * (2 * experts + 10 * top_k),
-            flops=4 * tokens * experts,
-        )
-    ]
-    for tokens, block in ((32, 256), (8192, 2048)):
-        pairs = tokens * top_k
-        cases.append(
-            Case(
-                f"sort_by_expert {tokens} tokens",
-                sort_by_expert_kernel,
-                {
-                    "expert_ids_ptr": "*i64:16",
-                    "offsets_ptr": "*i32:16",
-                    "order_ptr": "*i32:16",
-                    "tile_experts_ptr": "*i32:16",
-                    "num_pairs": "i32:16" if pairs % 16 == 0 else "i32",
-                    "BLOCK_M": 16,
-                    "BLOCK": block,
-                    "BLOCK_TILES": 32,
-                },
-                num_warps=4,
-                num_stages=3,
-                programs=experts,
-                bytes_moved=12 * pairs + 8 * experts,
-                flops=0,
-            )
-        )
-    return cases

@@ -10,11 +10,11 @@ import torch
 
 from ..config.model import DTYPES
 from ..errors import Qwen3Error
-from ..experts import ExpertLoad
+from ..measure.expert_load import ExpertLoad
 from ..llm import LLM
-from ..roofline import bytes_read, copy_bandwidth
-from ..sampling import SamplingParams
-from ..stats import Phase
+from ..measure.roofline import bytes_read, copy_bandwidth
+from ..engine.params import SamplingParams
+from ..measure.stats import Phase
 
 _COLUMNS = (
     "batch",

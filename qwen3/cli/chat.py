@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ..errors import Qwen3Error
 from ..llm import LLM
-from ..sampling import SamplingParams
+from ..engine.params import SamplingParams
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _HELP = "/reset forgets the conversation, /system TEXT sets the system message, /exit or Ctrl-D ends"

@@ -2,10 +2,10 @@
 
 from ..config.hf import model_config
 from ..config.model import ModelConfig
-from ..device import resolve_device, resolve_dtype
+from ..config.device import resolve_device, resolve_dtype
 from ..load.hub import resolve
 from ..load.index import weight_bytes
-from ..memory import available_bytes, gigabytes
+from ..measure.memory import available_bytes, gigabytes
 
 _UTILIZATION = 0.9
 

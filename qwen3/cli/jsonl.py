@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..errors import Qwen3Error
 from ..llm import LLM
-from ..sampling import SamplingParams
+from ..engine.params import SamplingParams
 from .chat import prompt_ids, with_system
 
 _PARAMETERS = {f.name for f in fields(SamplingParams)} - {"logprobs"}

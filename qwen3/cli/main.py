@@ -8,12 +8,12 @@ from pathlib import Path
 from .. import __version__
 from ..config.model import DTYPES
 from ..errors import Qwen3Error
-from ..experts import check_expert_stats, write_expert_stats
+from ..measure.expert_load import check_expert_stats, write_expert_stats
 from ..llm import LLM
 from ..load.hub import download
-from ..memory import gigabytes, peak_bytes
-from ..roofline import copy_bandwidth, roofline_lines
-from ..sampling import SamplingParams
+from ..measure.memory import gigabytes, peak_bytes
+from ..measure.roofline import copy_bandwidth, roofline_lines
+from ..engine.params import SamplingParams
 from . import bench
 from .chat import answer, converse
 from .info import describe

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from qwen3_kernels.paged_cache import PagedCache
-
-from .contract import guarded
+from qwen3_kernels.testing.contract import guarded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NO_PAGE = 2**31 - 1

@@ -11,9 +11,9 @@ from qwen3_kernels import attention_decode, reference
 from qwen3_kernels.attention import BLOCK_SIZES, DTYPES
 from qwen3_kernels.attention_decode import MAX_SPLITS, MIN_SPLIT, TILES, decode_attention
 from qwen3_kernels.paged_cache import PagedCache
+from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 from .attention_case import DEVICE, AttentionCase, attention_case
-from .contract import assert_contract, poisoned_outputs
 
 
 def run(case: AttentionCase) -> torch.Tensor:

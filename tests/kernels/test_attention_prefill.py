@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from qwen3_kernels import attention_decode, attention_prefill, reference
 from qwen3_kernels.attention import BLOCK_SIZES, DTYPES
 from qwen3_kernels.attention_prefill import TILES, prefill_attention, sequence_of
+from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 from .attention_case import DEVICE, AttentionCase, attention_case
-from .contract import assert_contract, poisoned_outputs
 
 
 def run(case: AttentionCase) -> torch.Tensor:

@@ -12,8 +12,8 @@ from triton.runtime import interpreter as stock
 from triton.runtime.errors import InterpreterError
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from qwen3_kernels import interpreter
 from qwen3_kernels.philox import philox
+from qwen3_kernels.testing import interpreter
 
 pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs TRITON_INTERPRET=1")
 
@@ -552,9 +552,7 @@ def test_install_refuses_an_interpreter_without_what_it_mends(monkeypatch):
 
 
 def test_install_needs_the_interpreter():
-    code = (
-        "from qwen3_kernels import interpreter\ntry: interpreter.install()\nexcept RuntimeError as error: print(error)"
-    )
+    code = "from qwen3_kernels.testing.interpreter import install\ntry: install()\nexcept RuntimeError as error: print(error)"
     root = interpreter.__file__.rsplit("kernels", 1)[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env={}, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

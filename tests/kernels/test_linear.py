@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from qwen3_kernels import linear as module
 from qwen3_kernels import reference, rms_norm
 from qwen3_kernels.linear import MATRIX_TILES, MAX_TOKENS, VECTOR_TILES, add_norm_linear, linear
+from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 from qwen3_kernels.weights import Dense
-
-from .contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -12,9 +12,8 @@ from torch import Tensor
 from qwen3_kernels import moe_experts as grouped
 from qwen3_kernels import moe_route, moe_small, reference
 from qwen3_kernels.moe_experts import TILES, Tile, tile_for
+from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 from qwen3_kernels.weights import Dense
-
-from .contract import assert_contract, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

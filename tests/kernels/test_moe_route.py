@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from qwen3_kernels import moe_route, reference
 from qwen3_kernels.moe_route import route, sort_by_expert
-
-from .contract import assert_contract, poisoned_outputs
+from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from qwen3_kernels import reference, rope
 from qwen3_kernels.paged_cache import PagedCache
-
-from .contract import assert_contract, assert_guards, guarded, poisoned_outputs
+from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -2,40 +2,50 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
+from unittest.mock import patch
 
-import pytest
 import torch
 from torch import Tensor
 
 GUARD = 64  # elements before and behind a guarded tensor; keeps it aligned for 128-bit loads
 
 
-def assert_contract(actual: Tensor, exact64: Tensor, own_dtype_reference: Tensor, summed: float = 0.0) -> float:
-    """The error of `actual` is at most twice that of the reference in the same dtype, plus one ulp; NaN never passes.
+def compare(actual: Tensor, exact64: Tensor, own_dtype_reference: Tensor, summed: float = 0.0) -> tuple[str, float]:
+    """What breaks the contract, "" where nothing does, and the ratio of the two RMS errors, 1 when both are exact.
 
-    Held for the largest error and for the root of the sum of squares. The ulp is of the largest value. In the second
-    norm a single element may be off by it; in float32, where the kernel is no wider than the reference and one rounding
-    of a scale moves a whole row, every element. summed: where few sums may cancel, the largest sum of the magnitudes of
-    their terms; rounding is relative to that, and so is the ulp. Returns the ratio of the two RMS errors (1 when both
-    are exact).
+    The contract: the error of `actual` is at most twice that of the reference in the same dtype, plus one ulp; NaN
+    never passes. Held for the largest error and for the root of the sum of squares. The ulp is of the largest value. In
+    the second norm a single element may be off by it; in float32, where the kernel is no wider than the reference and
+    one rounding of a scale moves a whole row, every element. summed: where few sums may cancel, the largest sum of the
+    magnitudes of their terms; rounding is relative to that, and so is the ulp.
     """
     assert exact64.dtype == torch.float64 and actual.dtype == own_dtype_reference.dtype
     assert actual.shape == exact64.shape == own_dtype_reference.shape
     assert bool(exact64.isfinite().all()), "the exact values must be finite"
-    assert bool(actual.isfinite().all()), f"{int((~actual.isfinite()).sum())} of {actual.numel()} values not finite"
+    if not bool(actual.isfinite().all()):
+        return f"{int((~actual.isfinite()).sum())} of {actual.numel()} values not finite", math.inf
     if not actual.numel():
-        return 1.0
+        return "", 1.0
     error, reference_error = actual.double() - exact64, own_dtype_reference.double() - exact64
     largest = max(float(exact64.abs().max()), summed)
     ulp = torch.finfo(actual.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
     off_by_one = actual.numel() if actual.dtype == torch.float32 else 1
+    broken = []
     for name, order, slack in (("max", math.inf, ulp), ("root of squares", 2, ulp * math.sqrt(off_by_one))):
         norm, reference_norm = (float(torch.linalg.vector_norm(e, order)) for e in (error, reference_error))
         bound = 2 * reference_norm + slack
-        assert norm <= bound, f"{name} error {norm:.3g} > {bound:.3g} = 2 * {reference_norm:.3g} + {slack:.3g}"
-    return norm / reference_norm if reference_norm else float(norm > 0) + 1.0
+        if not norm <= bound:
+            broken.append(f"{name} error {norm:.3g} > {bound:.3g} = 2 * {reference_norm:.3g} + {slack:.3g}")
+    return "; ".join(broken), norm / reference_norm if reference_norm else float(norm > 0) + 1.0
+
+
+def assert_contract(actual: Tensor, exact64: Tensor, own_dtype_reference: Tensor, summed: float = 0.0) -> float:
+    """Fails with what breaks the contract of `compare`; returns the ratio of the two RMS errors."""
+    broken, ratio = compare(actual, exact64, own_dtype_reference, summed)
+    assert not broken, broken
+    return ratio
 
 
 def _poison(dtype: torch.dtype) -> float | int:
@@ -80,9 +90,9 @@ class _PoisonedTorch:
 def poisoned_outputs(*modules: ModuleType) -> Iterator[None]:
     """Within, what these modules get from torch.empty and empty_like is poisoned; on leaving, guards must hold."""
     poisoned = _PoisonedTorch()
-    with pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack:
         for module in modules:
-            patch.setattr(module, "torch", poisoned)
+            stack.enter_context(patch.object(module, "torch", poisoned))
         yield
     for tensor in poisoned.made:
         assert_guards(tensor)

@@ -24,7 +24,7 @@ How to use it:
 
     os.environ["TRITON_INTERPRET"] = "1"      # before triton is imported for the first time
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy is
-    from qwen3_kernels import interpreter
+    from qwen3_kernels.testing import interpreter
     interpreter.install()                     # before the first launch; a second call does nothing
 
 OpenBLAS's threads only hinder each other in a product as small as one tl.dot: 128 x 128 x 128 took 75 times longer with
