@@ -1,14 +1,20 @@
 """LLM: a request gives in a batch what it gives alone, with a cache what it gives without."""
 
+import json
+
 import pytest
 import torch
 
 from qwen3 import LLM, Qwen3Error, SamplingParams
-from qwen3.kv_cache import KVCache
-from qwen3.sequence import Sequence
-from qwen3.step import Step
+from qwen3.engine.inputs import forward_batch
+from qwen3.engine.params import Sampling
+from qwen3.engine.scheduler import Scheduled, Work
+from qwen3.engine.sequence import Sequence
+from qwen3.model.kv_cache import KVCache
 
-LENGTHS = [1, 5, 16, 17, 31, 40, 2]  # one token; just around a page of 16; several pages
+from .conftest import SMALL, write_checkpoint
+
+LENGTHS = [1, 5, 16, 17, 31, 40, 2]  # one token; just around a block of 16; several blocks
 GREEDY = SamplingParams(max_new_tokens=24, temperature=0)
 
 
@@ -68,22 +74,36 @@ def test_logits_of_the_whole_are_those_of_the_parts(llm, small):
     ]
 
 
-def test_the_last_layer_of_the_last_tokens_alone(llm, small):
+@torch.inference_mode()
+def test_the_last_layer_computes_the_logit_rows_alone(llm):
     """Two prefills beside a decode: rows that nobody asks for change nothing, in none of the layers' caches either."""
-    full, last = ([], [])
-    for only, found in ((False, full), (True, last)):
+    generator, work = torch.Generator().manual_seed(1), []
+    for i, (length, computed, samples) in enumerate([(20, 19, True), (30, 0, False), (5, 2, True)]):
+        ids = torch.randint(320, (length,), generator=generator).tolist()
+        sequence = Sequence(ids, Sampling(), frozenset(), 64, blocks=[2 * i, 2 * i + 1])
+        work.append(Work(sequence, computed, length - computed, samples))
+    found = []
+    for all_logits in (True, False):
         cache = KVCache(llm.config, 16, 16, torch.float32)
-        generator, sequences = torch.Generator().manual_seed(1), []
-        for i, (length, computed) in enumerate([(20, 19), (30, 0), (5, 2)]):
-            ids = torch.randint(320, (length,), generator=generator).tolist()
-            sequences.append(Sequence(ids, GREEDY, frozenset(), 64, blocks=[2 * i, 2 * i + 1], computed=computed))
         for layer in cache.layers:
             layer.keys.fill_(0.5), layer.values.fill_(0.5)
-        step = Step.of([(s, len(s.token_ids) - s.computed) for s in sequences], 16, "cpu")
-        hidden = llm.model(step, cache, last_only=only)
-        found += [hidden if only else hidden[step.last_rows], *(t for layer in cache.layers for t in layer)]
-    for a, b in zip(full, last, strict=True):
+        batch = forward_batch(Scheduled(tuple(work)), 16, "cpu", all_logits=all_logits)
+        states = llm.model(batch, cache).states
+        found.append([states[[0, 33]] if all_logits else states, *(t for layer in cache.layers for t in layer)])
+    assert batch.logit_rows.rows.tolist() == [0, 33] and batch.num_decodes == 1 and not batch.is_decode
+    for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_chunk_that_samples_nothing_computes_no_logits(small, backend):
+    llm = LLM(small, device="cpu", dtype="float32", backend=backend)
+    sequence = Sequence([1, 2, 3, 4, 5], Sampling(), frozenset(), 64, blocks=[0])
+    batch = forward_batch(Scheduled((Work(sequence, 0, 4, False),)), 16, "cpu")
+    states, routing = llm.model(batch, KVCache(llm.config, 2, 16, torch.float32), keep_routing=True)
+    assert llm.model.logits(states).shape == (0, 320)
+    assert [len(layer.expert_ids) for layer in routing] == [4, 4, 0]
 
 
 def test_seeds(llm):
@@ -109,14 +129,13 @@ def test_stops(llm, alone):
     assert cut.finish_reason == "stop" and cut.text == text[: text.index(text[4:6])]
 
 
-def test_end_of_text_ids(llm, alone):
+def test_end_of_text_ids(alone, tmp_path):
     answer = alone[0].token_ids
-    object.__setattr__(llm.config, "eos_token_ids", (answer[3], answer[7]))
-    try:
-        stopped = llm.generate(prompts()[:1], GREEDY)[0]
-        ignored = llm.generate(prompts()[:1], SamplingParams(max_new_tokens=24, temperature=0, ignore_eos=True))[0]
-    finally:
-        object.__setattr__(llm.config, "eos_token_ids", ())
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [answer[3], answer[7]]}))
+    llm = LLM(tmp_path, device="cpu", dtype="float32")
+    stopped = llm.generate(prompts()[:1], GREEDY)[0]
+    ignored = llm.generate(prompts()[:1], SamplingParams(max_new_tokens=24, temperature=0, ignore_eos=True))[0]
     first = min(answer.index(answer[3]), answer.index(answer[7]))
     assert stopped.token_ids == answer[: first + 1] and stopped.finish_reason == "stop"
     assert ignored.token_ids == answer
@@ -179,6 +198,7 @@ def test_wrong_prompts(llm, prompt, named):
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"kv_block_size": 1.5}, "kv_block_size"),
         ({"memory_utilization": 0}, "memory_utilization"),
+        ({"num_kv_blocks": 0}, "num_kv_blocks"),
         ({"prefix_caching": True, "kv_cache": False}, "prefix_caching"),
         ({"cuda_graphs": True}, "cuda_graphs"),
     ],
@@ -188,23 +208,64 @@ def test_wrong_options(small, options, named):
         LLM(small, **options)
 
 
-def test_out_of_memory_says_how_much_and_what_to_lower(small, monkeypatch):
-    monkeypatch.setattr("qwen3.memory.available_bytes", lambda device: 1000)
-    with pytest.raises(Qwen3Error, match=r"needs [\d.]+ MB, cpu has 0.0 MB free: .*smaller model"):
-        LLM(small, device="cpu")
-    monkeypatch.undo()
-    # One page of 16 tokens: 16 * 2 * 3 layers * 2 heads * 32 * 4 bytes = 24,576.
-    monkeypatch.setattr("qwen3.llm.kv_cache_bytes", lambda *arguments: 24_575)
-    with pytest.raises(Qwen3Error, match="the KV cache needs 0.0 MB for 16 tokens.*raise memory_utilization"):
-        LLM(small, device="cpu", dtype="float32")
-    monkeypatch.setattr("qwen3.llm.kv_cache_bytes", lambda *arguments: 2 * 24_576)
+def test_the_callers_list_of_ids_stays_as_it_is(llm):
+    ids = [1, 2, 3]
+    llm.generate([ids], GREEDY)
+    llm.logits(ids)
+    assert ids == [1, 2, 3]
+
+
+def test_an_unknown_option_is_refused_by_name(small):
+    with pytest.raises(Qwen3Error, match="no option 'max_seqs'"):
+        LLM(small, max_seqs=3)
+
+
+@pytest.mark.parametrize(
+    "prompt, params",
+    [([1] * 300, GREEDY), ([999], GREEDY), ("", GREEDY), ([1] * 40, SamplingParams(max_new_tokens=60))],
+    ids=["too long", "unknown id", "empty", "no room in the KV cache"],
+)
+def test_check_raises_what_generate_raises(small, prompt, params):
+    llm = LLM(small, device="cpu", dtype="float32", num_kv_blocks=5)
+    with pytest.raises(Qwen3Error) as generated:
+        llm.generate([prompt], params)
+    with pytest.raises(Qwen3Error) as checked:
+        llm.check(prompt, params)
+    assert str(checked.value) == str(generated.value)
+    llm.check([1, 2, 3], GREEDY)
+
+
+def test_check_applies_the_generation_config_and_the_rule_of_random_weights(small, tmp_path):
+    llm = LLM(small, device="cpu", random_weights=True)
+    with pytest.raises(Qwen3Error, match="stop strings need text"):
+        llm.check([1], SamplingParams(stop="x"))
+
+
+def test_a_closed_llm_says_so(small):
+    llm = LLM(small, device="cpu")
+    stream = llm.stream("hello", GREEDY)
+    next(stream)
+    llm.close()
+    llm.close()
+    with pytest.raises(Qwen3Error, match="closed"):
+        list(stream)
+    with pytest.raises(Qwen3Error, match="closed"):
+        llm.generate("hello", GREEDY)
+
+
+def test_out_of_memory_says_how_much_and_what_to_lower(small, tmp_path):
+    huge = SMALL | {"model_type": "qwen3_moe", "hidden_size": 2**20, "num_experts": 128, "num_hidden_layers": 64}
+    (tmp_path / "config.json").write_text(json.dumps(huge))
+    with pytest.raises(Qwen3Error, match=r"needs [\d,.]+ GB, cpu has [\d,.]+ [MG]B free: .*smaller model"):
+        LLM(tmp_path, device="cpu", random_weights=True)
+    with pytest.raises(Qwen3Error, match=r"the KV cache needs [\d,.]+ GB, cpu has .*smaller model"):
+        LLM(small, device="cpu", dtype="float32", num_kv_blocks=10**11)
     with pytest.raises(Qwen3Error, match="41 tokens, the KV cache has room for 32: lower max_new_tokens"):
-        LLM(small, device="cpu", dtype="float32").generate(prompts([17]), GREEDY)
+        LLM(small, device="cpu", dtype="float32", num_kv_blocks=2).generate(prompts([17]), GREEDY)
 
 
-def test_prompts_that_do_not_fit_together_take_turns(small, alone, monkeypatch):
-    monkeypatch.setattr("qwen3.llm.kv_cache_bytes", lambda *arguments: 5 * 24_576)
-    llm = LLM(small, device="cpu", dtype="float32")
+def test_prompts_that_do_not_fit_together_take_turns(small, alone):
+    llm = LLM(small, device="cpu", dtype="float32", num_kv_blocks=5)
     done = llm.generate(prompts(), GREEDY)
     assert tokens(done) == tokens(alone)
-    assert len(llm.engine.scheduler.pool) == 5 and sum(c.metrics.preemptions for c in done) > 0
+    assert llm.engine.scheduler.pool.num_free == 5 and sum(c.metrics.preemptions for c in done) > 0

@@ -8,21 +8,25 @@ import pytest
 import torch
 
 from benchmarks.common import config_folder
-from qwen3 import LLM, Qwen3Error, SamplingParams, roofline
+from qwen3 import LLM, EngineConfig, Qwen3Error, SamplingParams
 from qwen3.cli.main import main
 from qwen3.config.hf import from_hf, model_config
-from qwen3.experts import ExpertLoad
-from qwen3.stats import Phase, Stats
+from qwen3.measure import roofline
+from qwen3.measure.expert_load import ExpertLoad
+from qwen3.measure.stats import Phase, Stats
+from qwen3.model.blocks import Routing
+from qwen3.model.footprint import planned_footprint
+from qwen3.model.qwen3 import Qwen3
+from qwen3_kernels import reference
 
-from .conftest import SMALL, write_checkpoint
-from .test_invariance import record_decodes
+from ..conftest import SMALL, eager_recorder, write_checkpoint
 
 GREEDY = SamplingParams(max_new_tokens=6, temperature=0, ignore_eos=True)
 
 
 def routing(*layers):
     """expert_ids of each layer; the scores do not count."""
-    return [(None, torch.tensor(ids)) for ids in layers]
+    return [Routing(torch.empty(0), torch.tensor(ids)) for ids in layers]
 
 
 def small_config(**changes):
@@ -52,13 +56,12 @@ def test_only_layers_with_experts_count_and_nothing_is_zero():
 
 @pytest.mark.parametrize("recorded", [False, True])
 def test_every_token_of_a_run_is_counted_and_no_padding(small, recorded):
-    """Three sequences: recorded decodes are padded to four rows."""
-    llm = LLM(small, device="cpu", dtype="float32", expert_stats=True, max_num_seqs=4)
-    if recorded:
-        record_decodes(llm)
+    """Three sequences: recorded decodes are padded to four rows. The last layer computes the sampling rows alone."""
+    options = EngineConfig(dtype="float32", max_num_seqs=4, graph_recorder=eager_recorder if recorded else None)
+    llm = LLM(small, engine_config=options, expert_stats=True)
     llm.generate([[1, 2, 3, 4], [5], [6, 7]], GREEDY)
-    tokens = 7 + 3 * 5
-    assert llm.stats.experts.load.sum(1).tolist() == [tokens * SMALL["num_experts_per_tok"]] * 3
+    tokens, top_k = 7 + 3 * 5, SMALL["num_experts_per_tok"]
+    assert llm.stats.experts.load.sum(1).tolist() == [tokens * top_k, tokens * top_k, (3 + 3 * 5) * top_k]
     assert (llm.stats.prefill.steps, llm.stats.prefill.tokens) == (1, 7)
     assert (llm.stats.decode.steps, llm.stats.decode.tokens) == (5, 15)
     assert llm.stats.prefill.context_tokens == 7 and llm.stats.decode.context_tokens == sum(
@@ -66,7 +69,7 @@ def test_every_token_of_a_run_is_counted_and_no_padding(small, recorded):
     )
 
 
-def test_a_step_with_a_prompt_in_it_is_prefill_and_recomputed_tokens_are_not_drawn_ones(small):
+def test_a_step_with_a_prompt_in_it_is_prefill_and_recomputed_tokens_are_not_sampled_ones(small):
     """Eight tokens a step: 1 + 7, 1 + 7, 1 + 6 of a prompt of 20, then both decode until one and the other end."""
     llm = LLM(small, device="cpu", dtype="float32", max_num_batched_tokens=8)
     llm.generate([[5], list(range(20))], GREEDY)
@@ -74,7 +77,8 @@ def test_a_step_with_a_prompt_in_it_is_prefill_and_recomputed_tokens_are_not_dra
     assert (llm.stats.decode.steps, llm.stats.decode.tokens) == (5, 3 * 2 + 2)
     without = LLM(small, device="cpu", dtype="float32", kv_cache=False)
     without.generate([[5, 6, 7]], GREEDY)
-    assert (without.stats.decode.steps, without.stats.decode.tokens) == (5, 5)
+    assert (without.stats.decode.steps, without.stats.prefill.steps) == (0, 6), "nothing is cached, so nothing decodes"
+    assert without.stats.prefill.tokens == 3 + 4 + 5 + 6 + 7 + 8
 
 
 def test_a_token_of_qwen3_30b_reads_what_its_shape_says():
@@ -84,12 +88,46 @@ def test_a_token_of_qwen3_30b_reads_what_its_shape_says():
     for _ in range(2):
         stats.experts.count(routing(*([list(range(8))] for _ in range(48))), decode=True)
     cache = 300 * 98_304
-    read = roofline.bytes_read(config, torch.bfloat16, stats, decode=True)
+    model = Qwen3(config, reference, 1, torch.bfloat16, "meta")
+    read = roofline.bytes_read(model, stats, decode=True)
     assert read - cache == pytest.approx(2 * (48 * (37.7e6 + 75.5e6 + 0.5e6) + 622e6), rel=2e-3)
-    assert roofline.bytes_read(config, torch.bfloat16, Stats(), decode=True) == 0
-    prefill, decode = roofline.roofline_lines(config, torch.bfloat16, stats, 2e12)
+    assert roofline.bytes_read(model, Stats(), decode=True) == 0
+    prefill, decode = roofline.roofline_lines(model, stats, 2e12)
     assert prefill == "prefill: no steps"
     assert "2 tokens in 2 steps, 200.0 tokens/s" in decode and f"{read / 0.01 / 2e12:.0%} of the copy" in decode
+
+
+def test_statistics_measure_the_prefill_that_runs_without_them(small):
+    """The same rows go through every layer, so the same bits come out."""
+    seen = []
+    for counted in (False, True):
+        llm = LLM(small, device="cpu", dtype="float32", expert_stats=counted)
+        mlp = llm.model.layers[-1].mlp
+        mlp.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+        llm.generate([[1, 2, 3, 4], [5], [6, 7]], SamplingParams(max_new_tokens=1, temperature=0))
+    assert seen == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["Qwen3-0.6B", "Qwen3-30B-A3B", "Qwen3-235B-A22B", "small", "tiny-shape"])
+def test_parameters_are_those_that_the_shape_gives(name):
+    """Counted on the modules of a model without memory, against the sum written out here."""
+    config = model_config(config_folder(name))
+    h, total = config.hidden_size, config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    experts = active = 0
+    for layer in range(config.num_layers):
+        total += h * (config.q_size + 2 * config.kv_size) + config.q_size * h + 2 * config.head_dim + 2 * h
+        if config.is_moe_layer(layer):
+            total += config.num_experts * h
+            experts += config.num_experts * 3 * h * config.moe_intermediate_size
+            active += config.top_k * 3 * h * config.moe_intermediate_size
+        else:
+            total += 3 * h * config.intermediate_size
+    total += h
+    counted = planned_footprint(config, torch.bfloat16)
+    assert counted[:3] == (total + experts, total + active, 2 * (total + experts))
+    unread = 0 if config.tie_word_embeddings else config.vocab_size * h
+    assert counted.shared_bytes == 2 * (total - unread)
+    assert counted.expert_bytes == 2 * (3 * h * config.moe_intermediate_size if config.num_experts else 0)
 
 
 def test_copy_bandwidth_counts_read_and_write(monkeypatch):

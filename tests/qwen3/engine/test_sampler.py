@@ -1,13 +1,15 @@
 """Parameters that are refused, defaults, penalties and filters as transformers has them, and honest frequencies."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from qwen3 import Qwen3Error, SamplingParams
-from qwen3.sampling import Draws, Sampler, _penalised
+from qwen3.engine.params import Sampling
+from qwen3.engine.sampler import Sampler, SamplingBatch, penalized
+from qwen3.engine.scheduler import Work
+from qwen3.engine.sequence import Sequence, percentile
 from qwen3_kernels import reference
 
 GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
@@ -44,19 +46,27 @@ def test_absurd_values_are_refused_by_name(name, value):
 
 
 def test_defaults_come_from_generation_config():
-    p = SamplingParams(top_k=5).with_defaults(GENERATION)
+    p = SamplingParams(top_k=5).resolve(GENERATION)
     assert (p.temperature, p.top_k, p.top_p, p.repetition_penalty) == (0.7, 5, 0.8, 1.05)
-    p = SamplingParams().with_defaults(GENERATION | {"do_sample": False})
+    p = SamplingParams().resolve(GENERATION | {"do_sample": False})
     assert (p.temperature, p.top_k, p.top_p) == (0.0, 0, 1.0)
-    assert SamplingParams().with_defaults({}).temperature == 0
-    assert SamplingParams().with_defaults({}).seed != SamplingParams().with_defaults({}).seed
+    assert SamplingParams().resolve({}).temperature == 0
+    assert SamplingParams().resolve({}).seed != SamplingParams().resolve({}).seed
     with pytest.raises(Qwen3Error, match="no_repeat_ngram_size"):
-        SamplingParams().with_defaults({"no_repeat_ngram_size": 3})
+        SamplingParams().resolve({"no_repeat_ngram_size": 3})
+
+
+def test_percentile():
+    assert percentile([5.0, 1.0, 3.0], 50) == 3.0
+    assert percentile([float(i) for i in range(101)], 99) == pytest.approx(99.0)
+    assert percentile([], 50) == 0.0
 
 
 def sequence(prompt, answer, **params):
-    resolved = SamplingParams(**params).with_defaults({})
-    return SimpleNamespace(token_ids=prompt + answer, prompt_length=len(prompt), params=resolved)
+    logprobs = params.pop("logprobs", None)
+    made = Sequence(prompt, Sampling(**params), frozenset(), 100, logprobs)
+    made.token_ids += answer
+    return made
 
 
 def test_penalties():
@@ -67,7 +77,7 @@ def test_penalties():
         sequence([0], [1]),
     ]
     expected = torch.tensor([[1.0, -4.0, 1.0, 0.5], [2.0, -3.0, 0.25, 0.5], [2.0, -2.0, 1.0, 0.5]])
-    assert torch.equal(_penalised(logits, rows), expected)
+    assert torch.equal(penalized(logits, rows), expected)
     assert logits[0, 0] == 2  # the model's own scores stay as they are
 
 
@@ -75,11 +85,11 @@ def test_repetition_penalty_is_transformers():
     processors = pytest.importorskip("transformers").generation.logits_process
     logits, ids = torch.randn(1, 50), [3, 4, 4, 9]
     expected = processors.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([ids]), logits)
-    assert torch.equal(_penalised(logits, [sequence(ids[:2], ids[2:], repetition_penalty=1.3)]), expected)
+    assert torch.equal(penalized(logits, [sequence(ids[:2], ids[2:], repetition_penalty=1.3)]), expected)
 
 
-def draws(logits, count, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, seed=0):
-    """`count` tokens drawn from one row of logits at positions 0, 1, 2, ..."""
+def sampled_tokens(logits, count, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, seed=0):
+    """`count` tokens sampled from one row of logits at positions 0, 1, 2, ..."""
     rows = logits.expand(count, -1)
     full = [torch.full((count,), float(v)) for v in (temperature, top_p, min_p)]
     k = torch.full((count,), top_k or rows.shape[1])
@@ -116,7 +126,7 @@ def test_frequencies_are_those_of_transformers_filters(filters):
         scores = warpers.MinPLogitsWarper(filters["min_p"])(None, scores)
     probabilities = scores.softmax(-1)[0].double()
     count = 40_000
-    seen = draws(logits, count, **filters).bincount(minlength=24).double()
+    seen = sampled_tokens(logits, count, **filters).bincount(minlength=24).double()
     kept = probabilities > 0
     assert seen[~kept].sum() == 0
     expected = count * probabilities[kept]
@@ -128,14 +138,14 @@ def test_frequencies_are_those_of_transformers_filters(filters):
 
 def test_equal_logits_stay_together_and_greedy_is_the_first_of_the_best():
     logits = torch.tensor([[1.0, 3.0, 3.0, 3.0, 0.0]])
-    assert set(draws(logits, 200, top_k=2).tolist()) == {1, 2, 3}
-    assert draws(logits, 3, temperature=0.0).tolist() == [1, 1, 1]
+    assert set(sampled_tokens(logits, 200, top_k=2).tolist()) == {1, 2, 3}
+    assert sampled_tokens(logits, 3, temperature=0.0).tolist() == [1, 1, 1]
 
 
-def test_a_draw_depends_on_seed_and_position_alone():
+def test_a_sampled_token_depends_on_seed_and_position_alone():
     torch.manual_seed(0)
     logits = torch.randn(1, 1000)
-    alone = [draws(logits, 6, seed=7, top_p=0.9)[i].item() for i in range(6)]
+    alone = [sampled_tokens(logits, 6, seed=7, top_p=0.9)[i].item() for i in range(6)]
     shuffled = torch.tensor([4, 0, 5, 1, 3, 2])
     many = torch.cat((logits.expand(6, -1), torch.randn(2, 1000)))
     mixed = reference.sample(
@@ -148,7 +158,7 @@ def test_a_draw_depends_on_seed_and_position_alone():
         torch.cat((shuffled, torch.tensor([0, 9]))),
     )
     assert mixed[:6].tolist() == [alone[i] for i in shuffled]
-    assert draws(logits, 6, seed=8, top_p=0.9).tolist() != alone
+    assert sampled_tokens(logits, 6, seed=8, top_p=0.9).tolist() != alone
 
 
 def test_logprobs_are_the_models_own():
@@ -156,8 +166,8 @@ def test_logprobs_are_the_models_own():
     logits = torch.randn(2, 40)
     rows = [sequence([1], [2], temperature=0, logprobs=3, repetition_penalty=1.5), sequence([1], [], temperature=0)]
     sampler = Sampler(reference)
-    draws = Draws.of([(row.params, len(row.token_ids)) for row in rows], 40, "cpu")
-    tokens = sampler(logits, draws, rows).tolist()
+    work = [Work(row, len(row.token_ids) - 1, 1, True) for row in rows]
+    tokens = sampler(logits, SamplingBatch.from_work(work, 40, "cpu"), rows).tolist()
     logprobs = sampler.logprobs(logits, rows, tokens)
     expected = logits[0].log_softmax(-1)
     assert logprobs[1] is None and logprobs[0].token_id == tokens[0]

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen3 import Qwen3Error
-from qwen3.checkpoint import load_weights, published_tensors
+from qwen3.load.loader import load_weights
 from qwen3.config.hf import model_config
 from qwen3.load.index import weight_bytes
-from qwen3.model import Qwen3
+from qwen3.model.qwen3 import Qwen3
 from qwen3_kernels.backend import backend
 
-from .conftest import write_checkpoint
+from ..conftest import write_checkpoint
 
 
 def empty_model(folder, dtype=torch.float32):
@@ -28,7 +28,7 @@ def loaded(folder, dtype=torch.float32):
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
     load_weights(model, folder)
-    return {name: tensor.clone() for name, tensor in published_tensors(model).items()}
+    return {name: tensor.clone() for name, tensor in model.published().items()}
 
 
 def edit(folder, change):
@@ -133,7 +133,7 @@ def test_files_that_are_missing_or_broken_are_named(folder):
 MEASURE = """
 import sys
 from qwen3 import LLM
-from qwen3.memory import peak_bytes
+from qwen3.measure.memory import peak_bytes
 import torch
 before = int(open("/proc/self/statm").read().split()[1]) * 4096
 llm = LLM(sys.argv[1], device="cpu")
