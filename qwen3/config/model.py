@@ -8,6 +8,10 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Yarn:
     """YaRN context extension (Peng et al., 2023): how `factor` stretches rotary frequencies and scales attention."""
