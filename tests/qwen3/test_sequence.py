@@ -1,14 +1,9 @@
-"""Stop strings across token borders, and the reasons for which a sequence ends."""
+"""Stop strings across tokens, and the reasons for which a sequence ends."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qwen3.sampling import SamplingParams
 from qwen3.sequence import Sequence, percentile
-from qwen3.text.stream import StopStrings
-
-PIECES = st.lists(st.text("ab!", max_size=4), max_size=12)
 
 
 class Letters:
@@ -29,24 +24,6 @@ def run(text, stop_ids=(), max_length=100, **params):
         if sequence.finish_reason:
             break
     return sequence, pieces
-
-
-@given(PIECES, st.lists(st.text("ab!", min_size=1, max_size=4), max_size=3))
-def test_text_up_to_the_earliest_stop_string_however_it_is_cut(pieces, stops):
-    filter_, out, stopped = StopStrings(tuple(stops)), "", False
-    seen = ""
-    for piece in pieces:
-        seen += piece
-        text, stopped = filter_.push(piece)
-        out += text
-        assert seen.startswith(out)
-        if stopped:
-            break
-    if not stopped:
-        out += filter_.finish()
-    places = [seen.find(stop) for stop in stops if stop in seen]
-    assert stopped == bool(places)
-    assert out == (seen[: min(places)] if places else seen)
 
 
 def test_only_the_possible_start_of_a_stop_string_is_held_back():
