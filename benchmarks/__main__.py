@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from qwen3.cli.main import Parser
+from qwen3.cli.options import Parser
 from qwen3.errors import Qwen3Error
 
 QUESTIONS = (

@@ -1,4 +1,4 @@
-"""How fast does a model run on this device? Prefill and decode over batch sizes and context lengths."""
+"""`qwen3 bench`: prefill and decode speed of a model on this device, over batch sizes and context lengths."""
 
 import argparse
 import random
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from ..config.model import DTYPES
+from ..config.model import dtype_name
 from ..errors import Qwen3Error
 from ..measure.expert_load import ExpertLoad
 from ..llm import LLM
 from ..measure.roofline import bytes_read, copy_bandwidth
 from ..engine.params import SamplingParams
 from ..measure.stats import Phase
+from .options import add_engine, add_model, engine_options, size_text
 
 _COLUMNS = (
     "batch",
@@ -32,7 +33,7 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True)
 class Timing:
-    """The median of several measurements and the marks below which 20% and 80% of them lie, in seconds."""
+    """Median, 20th and 80th percentile of several measurements, in seconds."""
 
     median: float
     p20: float
@@ -47,7 +48,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Speed:
-    """Several runs of one batch size and context length. decode: seconds of one step; read: bytes that it must read."""
+    """Several runs of one batch size and context length. decode: seconds of one step; read: bytes that a step reads."""
 
     batch: int
     context: int
@@ -58,12 +59,7 @@ class Speed:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
-    model.add_argument(
-        "--repo_id",
-        "--repo-id",
-        metavar="ID_OR_FOLDER",
-        help="a downloaded hub id, a folder, or tiny (default: the latest download, else tiny)",
-    )
+    add_model(model)
     model.add_argument(
         "--random-weights",
         type=Path,
@@ -78,9 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="tokens to generate for each prompt")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of which the median is taken")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto is the checkpoint's own")
-    parser.add_argument("--backend", default="auto", choices=("auto", "reference", "triton"))
+    add_engine(parser, "device", "dtype", "backend")
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -97,9 +91,7 @@ def run(args: argparse.Namespace) -> int:
     model = config_folder(args.random_weights) if args.random_weights else args.repo_id
     llm = LLM(
         model,
-        device=args.device,
-        dtype=args.dtype,
-        backend=args.backend,
+        **engine_options(args),
         max_num_seqs=max(args.batch),
         max_num_batched_tokens=max(8192, max(args.batch) * BLOCK_SIZE),
         kv_block_size=BLOCK_SIZE,
@@ -108,11 +100,9 @@ def run(args: argparse.Namespace) -> int:
     )
     require_room(llm, max(args.batch))
     bandwidth = copy_bandwidth(llm.device)
-    total, active = llm.config.parameters()
-    size = f"{total / 1e6:,.1f} M parameters ({active / 1e6:,.1f} M active)"
-    print(f"{llm.folder} · {size}{' · random weights' * llm.random_weights}")
+    print(f"{llm.folder} · {size_text(llm)}{' · random weights' * llm.random_weights}")
     card = torch.cuda.get_device_name(llm.device) if llm.device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{llm.device} ({card}) · {str(llm.dtype)[6:]} · {llm.backend} · a copy moves {bandwidth / 1e9:,.1f} GB/s")
+    print(f"{llm.device} ({card}) · {dtype_name(llm.dtype)} · {llm.backend} · a copy moves {bandwidth / 1e9:,.1f} GB/s")
     print(f"medians of {args.rounds} runs of {args.new_tokens} new tokens, after one to warm up", flush=True)
     print("  ".join(_COLUMNS))
     for batch, context in product(args.batch, args.context):
@@ -121,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def config_folder(path: Path) -> Path:
-    """The folder of a config.json that is named by itself or by its folder."""
+    """Returns the folder of a config.json, given the file or its folder."""
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise Qwen3Error(f"--random-weights {path}: no config.json there: name the file or the folder that holds it")
@@ -129,9 +119,9 @@ def config_folder(path: Path) -> Path:
 
 
 def room_for(context: int, new_tokens: int) -> int:
-    """The max_model_len with which max_num_seqs prompts of `context` tokens are sure to run together.
+    """Returns the max_model_len that lets max_num_seqs prompts of `context` tokens always run together.
 
-    A sequence starts only where those that run could all grow by a block.
+    The scheduler admits a sequence only if each running one could still grow by a block.
     """
     return context + new_tokens + BLOCK_SIZE
 
@@ -148,7 +138,7 @@ def require_room(llm: LLM, batch: int) -> None:
 
 
 def measure(llm: LLM, batch: int, context: int, new_tokens: int, rounds: int) -> Speed:
-    """After one turn that warms up and counts the experts that are hit, `rounds` turns that count nothing."""
+    """Measures `rounds` turns, after one that warms up and counts the experts hit."""
     prompts = random_prompts(llm.config.vocab_size, batch, context)
     prefill_seconds(llm, prompts)
     read = bytes_per_step(llm, prompts, new_tokens)
@@ -158,45 +148,44 @@ def measure(llm: LLM, batch: int, context: int, new_tokens: int, rounds: int) ->
 
 
 def random_prompts(vocab_size: int, batch: int, context: int) -> list[list[int]]:
-    """Different token ids in every prompt, the same at every call."""
+    """Returns prompts of different token ids, the same at every call."""
     generator = random.Random(0)
     return [generator.choices(range(vocab_size), k=context) for _ in range(batch)]
 
 
 def prefill_seconds(llm: LLM, prompts: list[list[int]]) -> float:
-    """Until every prompt has its first token, by the clock of whoever waits; afterwards the prompts are cached."""
-    llm.forget_prefixes()
+    """Returns the time until every prompt has its first token; afterwards the prompts are cached."""
+    llm.reset_prefix_cache()
     return max(answer.metrics.total_seconds for answer in llm.generate(prompts, greedy(1)))
 
 
 def decode_seconds(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float:
-    """Mean time of a step in which every prompt gets a token; llm.stats.decode holds these steps alone afterwards.
+    """Returns the mean time of a step that decodes a token of every prompt; llm.stats.decode then counts these steps.
 
-    The prompts must be cached: then all of them start at once, however many steps their prefill takes, where one step
-    may compute a block for each of them.
+    The prompts must be cached, and a step must have room for a block of each: then all of them start together.
     """
     llm.stats.decode = Phase()
     metrics = [answer.metrics for answer in llm.generate(prompts, greedy(new_tokens))]
     taken = max(m.total_seconds for m in metrics) - max(m.time_to_first_token for m in metrics)
-    return taken / llm.stats.decode.steps
+    return taken / (new_tokens - 1)
 
 
 def greedy(new_tokens: int, logprobs: int | None = None) -> SamplingParams:
-    """The most likely token each time, and no end before `new_tokens`."""
+    """Returns greedy parameters for exactly `new_tokens` tokens."""
     return SamplingParams(max_new_tokens=new_tokens, temperature=0, ignore_eos=True, logprobs=logprobs)
 
 
 def bytes_per_step(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float:
-    """What a decode step of these cached prompts must read: weights, the distinct experts as hit, keys and values."""
+    """Returns the bytes that a decode step of cached prompts reads: weights, distinct experts, keys and values."""
     llm.stats.experts = ExpertLoad(llm.config, llm.device) if llm.config.num_experts else None
     decode_seconds(llm, prompts, new_tokens)
-    read = bytes_read(llm.config, llm.dtype, llm.stats, decode=True) / llm.stats.decode.steps
+    read = bytes_read(llm.model, llm.stats, decode=True) / llm.stats.decode.steps
     llm.stats.experts = None
     return read
 
 
 def table_row(speed: Speed, bandwidth: float) -> str:
-    """One line below the names of the columns; `bandwidth` in bytes per second."""
+    """Formats one line of the table; `bandwidth` in bytes per second."""
     rate = speed.read / speed.decode.median
     spread = f"{speed.decode.p20 * 1e3:.2f}-{speed.decode.p80 * 1e3:.2f}"
     cells = (

@@ -1,39 +1,41 @@
-"""From messages to streamed text: one answer, or a conversation on the terminal."""
+"""`qwen3 chat`: a conversation on the terminal."""
 
+import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..errors import Qwen3Error
 from ..llm import LLM
 from ..engine.params import SamplingParams
+from .options import (
+    PromptOptions,
+    add_answering,
+    load_model,
+    print_statistics,
+    prompt_ids,
+    prompt_options,
+    sampling_params,
+)
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _HELP = "/reset forgets the conversation, /system TEXT sets the system message, /exit or Ctrl-D ends"
 
 
-def prompt_ids(llm: LLM, messages: list[dict], raw: bool, thinking: bool) -> list[int]:
-    """The tokens of a prompt; the last message as it stands when raw or when the model has no chat template."""
-    if not raw and llm.tokenizer.has_chat_template:
-        return llm.render(messages, **({} if thinking else {"enable_thinking": False}))
-    if len(messages) > 1 or not thinking:
-        what = "more than one message" if len(messages) > 1 else "--no-thinking"
-        why = "--raw was given" if raw else f"{llm.folder} has none"
-        raise Qwen3Error(f"{what} needs a chat template, and {why}")
-    return llm.tokenizer.encode(messages[-1]["content"])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_answering(parser)
 
 
-def with_system(system: str | None, messages: list[dict]) -> list[dict]:
-    return messages if system is None else [{"role": "system", "content": system}, *messages]
+def run(args: argparse.Namespace) -> int:
+    params = sampling_params(args)
+    llm = load_model(args)
+    _converse(llm, params, prompt_options(args))
+    print_statistics(args, llm)
+    return 0
 
 
-def answer(llm: LLM, prompt: str, params: SamplingParams, options: dict) -> Iterator[str]:
-    """Streams the answer to one prompt. options: raw, system, thinking, as the command line has them."""
-    messages = with_system(options["system"], [{"role": "user", "content": prompt}])
-    return llm.stream(prompt_ids(llm, messages, options["raw"], options["thinking"]), params)
-
-
-def converse(llm: LLM, params: SamplingParams, system: str | None, template: dict) -> int:
-    """Reads turns from stdin until it ends; Ctrl-C stops an answer, and the program when nothing runs."""
+def _converse(llm: LLM, params: SamplingParams, options: PromptOptions) -> None:
+    """Answers turns from stdin until it ends; Ctrl-C stops an answer, and the program when nothing runs."""
     if not llm.tokenizer.has_chat_template:
         raise Qwen3Error(f"{llm.folder} has no chat template, so it cannot chat: use `qwen3 generate`")
     print(_HELP, file=sys.stderr)
@@ -45,19 +47,18 @@ def converse(llm: LLM, params: SamplingParams, system: str | None, template: dic
         elif command == "/reset":
             history = []
         elif command == "/system":
-            system = rest.strip() or None
-            print("system message set" if system else "system message removed", file=sys.stderr)
+            options = replace(options, system=rest.strip() or None)
+            print("system message set" if options.system else "system message removed", file=sys.stderr)
         elif command.startswith("/"):
             print(_HELP, file=sys.stderr)
         elif command:
             turn = [*history, {"role": "user", "content": line.strip()}]
             try:
-                text = _print_answer(llm.stream(llm.render(with_system(system, turn), **template), params))
+                text = _print_answer(llm.stream(prompt_ids(llm, options, messages=turn), params))
             except Qwen3Error as error:
-                print(f"error: {error} (/reset starts anew)", file=sys.stderr)
+                print(f"error: {error} (/reset starts a new conversation)", file=sys.stderr)
                 continue
             history = [*turn, {"role": "assistant", "content": text}]
-    return 0
 
 
 def _read_turn() -> str | None:
@@ -67,7 +68,7 @@ def _read_turn() -> str | None:
 
 
 def _print_answer(pieces: Iterator[str]) -> str:
-    """Prints the answer as it comes, thinking dimmed on a terminal; Ctrl-C ends it. Returns what was printed."""
+    """Prints the answer piece by piece, thinking dimmed on a terminal; Ctrl-C ends it. Returns what was printed."""
     text = ""
     colour = sys.stdout.isatty()
     try:

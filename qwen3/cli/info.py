@@ -1,22 +1,37 @@
-"""What a model is and what it needs, read from config.json and the safetensors index alone."""
+"""`qwen3 info`: architecture and memory needs, from config.json and the safetensors index alone."""
 
+import argparse
+
+from ..config.engine import EngineConfig
 from ..config.hf import model_config
-from ..config.model import ModelConfig
+from ..config.model import ModelConfig, dtype_name
 from ..config.device import resolve_device, resolve_dtype
 from ..load.hub import resolve
 from ..load.index import weight_bytes
 from ..measure.memory import available_bytes, gigabytes
+from ..model.footprint import planned_footprint
+from .options import add_engine
 
-_UTILIZATION = 0.9
+_UTILIZATION = EngineConfig.memory_utilization
 
 
-def describe(model: str | None, device_name: str, dtype_name: str) -> str:
-    """A short table for people: architecture, parameters, bytes, and the context that fits `device`."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a downloaded hub id, or tiny")
+    add_engine(parser, "device", "dtype")
+
+
+def run(args: argparse.Namespace) -> int:
+    print(_describe(args.model, args.device, args.dtype))
+    return 0
+
+
+def _describe(model: str | None, device_option: str, dtype_option: str) -> str:
+    """Returns a short table: architecture, parameters, bytes, and the context that fits the device."""
     folder = resolve(model)
     config = model_config(folder)
-    device, dtype = resolve_device(device_name), resolve_dtype(dtype_name, config)
-    total, active = config.parameters()
-    weights, per_token = total * dtype.itemsize, config.kv_bytes_per_token(dtype)
+    device, dtype = resolve_device(device_option), resolve_dtype(dtype_option, config)
+    counted = planned_footprint(config, dtype)
+    weights, per_token = counted.nbytes, config.kv_bytes_per_token(dtype)
     free = available_bytes(device)
     left = int(free * _UTILIZATION) - weights
     if left < per_token:
@@ -25,13 +40,13 @@ def describe(model: str | None, device_name: str, dtype_name: str) -> str:
         fits = min(config.max_context, left // per_token)
         limit = "the model's limit" if fits == config.max_context else "the memory's limit"
         context = f"{fits:,} tokens ({limit}; {gigabytes(free)} free)"
-    width = str(dtype)[6:]
+    width = dtype_name(dtype)
     rows = {
         "model": str(folder),
         "architecture": _architecture(config),
         "attention": f"{config.num_heads} query heads, {config.num_kv_heads} key/value heads of {config.head_dim}",
         "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} embeddings",
-        "parameters": f"{total:,} ({active:,} active per token)",
+        "parameters": f"{counted.parameters:,} ({counted.active:,} active per token)",
         "weights": f"{gigabytes(weights)} in {width} ({gigabytes(weight_bytes(folder))} in the checkpoint)",
         "KV cache": f"{per_token:,} bytes per token in {width}",
         "context": f"{config.max_context:,} tokens{' with YaRN' if config.yarn else ''}",

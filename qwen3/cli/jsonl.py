@@ -1,8 +1,8 @@
-"""Many prompts from a JSONL file, answered together, written as JSONL in the same order."""
+"""JSONL in, JSONL out: many prompts answered together, records in the same order."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from tqdm import tqdm
 from ..errors import Qwen3Error
 from ..llm import LLM
 from ..engine.params import SamplingParams
-from .chat import prompt_ids, with_system
+from .options import PromptOptions, prompt_ids
 
 _PARAMETERS = {f.name for f in fields(SamplingParams)} - {"logprobs"}
 
 
 def read_lines(source: Path) -> list[tuple[int, str]]:
-    """The lines that hold something, each with its number."""
+    """Returns the non-blank lines of a file, each with its number from 1 on."""
     try:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -34,7 +34,7 @@ def answer_lines(
     lines: list[tuple[int, str]],
     write: Callable[[str], object],
     params: SamplingParams,
-    options: dict,
+    options: PromptOptions,
     source: str,
 ) -> int:
     """Answers all lines together and writes a record for each; returns 0, or 2 if a line was bad.
@@ -42,11 +42,13 @@ def answer_lines(
     A record holds "id", "prompt" and "messages" as they were given, "text", "finish_reason", "prompt_tokens" and
     "generated_tokens"; for a bad line, which is also reported on stderr, "line" and "error".
     """
-    records, prompts, wanted, places = [], [], [], []
+    records: list[dict] = []
+    answered, prompts, wanted = [], [], []
     for number, line in lines:
         try:
             record, ids, own = _prepare(llm, line, params, options)
-            places.append(len(records))
+            llm.check(ids, own)
+            answered.append(record)
             prompts.append(ids)
             wanted.append(own)
         except Qwen3Error as error:
@@ -55,7 +57,7 @@ def answer_lines(
         records.append(record)
     answers = llm.generate_each(prompts, wanted)
     for i, done in tqdm(answers, total=len(prompts), desc="prompts", disable=not sys.stderr.isatty()):
-        records[places[i]] |= {
+        answered[i] |= {
             "text": done.text,
             "finish_reason": done.finish_reason,
             "prompt_tokens": done.metrics.prompt_tokens,
@@ -66,8 +68,10 @@ def answer_lines(
     return 2 if len(prompts) < len(records) else 0
 
 
-def _prepare(llm: LLM, line: str, params: SamplingParams, options: dict) -> tuple[dict, list[int], SamplingParams]:
-    """One line of input -> the start of its answer's record, its tokens, its parameters."""
+def _prepare(
+    llm: LLM, line: str, params: SamplingParams, options: PromptOptions
+) -> tuple[dict, list[int], SamplingParams]:
+    """Returns the start of a line's record, its token ids and its sampling parameters."""
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -84,19 +88,15 @@ def _prepare(llm: LLM, line: str, params: SamplingParams, options: dict) -> tupl
     if "prompt" in values:
         if not isinstance(values["prompt"], str) or not values["prompt"]:
             raise Qwen3Error('"prompt" must be text that is not empty')
-        messages = with_system(options["system"], [{"role": "user", "content": values["prompt"]}])
-        ids = prompt_ids(llm, messages, options["raw"], options["thinking"])
-    elif options["raw"] or options["system"] is not None:
+    elif options.raw or options.system is not None:
         raise Qwen3Error('"messages" go through the chat template as they are: --raw and --system do not apply')
-    else:
-        ids = llm.render(values["messages"], **({} if options["thinking"] else {"enable_thinking": False}))
-    llm.check(ids, own)
+    ids = prompt_ids(llm, options, prompt=values.get("prompt"), messages=values.get("messages"))
     return kept, ids, own
 
 
 @contextmanager
-def whole_or_nothing(path: Path | None):
-    """A function that writes text to `path` (None: stdout); the file appears under its name only when all went well."""
+def whole_or_nothing(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """Gives a function that writes text to `path` (None: stdout); the file appears only after a clean end."""
     if path is None:
         yield sys.stdout.write
         return

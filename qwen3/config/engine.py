@@ -51,7 +51,9 @@ class EngineConfig:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_block_size", "num_kv_blocks"):
             value = getattr(self, name)
             optional = type(self).__dataclass_fields__[name].default is None
-            if (isinstance(value, bool) or not isinstance(value, int) or value < 1) and not (value is None and optional):
+            if (isinstance(value, bool) or not isinstance(value, int) or value < 1) and not (
+                value is None and optional
+            ):
                 raise Qwen3Error(f"{name} is {value!r}: it must be a whole number, 1 or more")
         share = self.memory_utilization
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:

@@ -111,7 +111,8 @@ def _rope(reader: "_Reader") -> tuple[float, Yarn | None]:
     legacy = scaling.pop("type", "default")
     rope_type = scaling.pop("rope_type", legacy)
     if rope_type == "default":
-        return float(theta), _nothing_left(reader, scaling)
+        _nothing_left(reader, scaling)
+        return float(theta), None
     if rope_type != "yarn":
         raise Qwen3Error(f"{reader.source}: rope_type {rope_type!r} is not supported, only 'default' and 'yarn'")
     for key in ("factor", "original_max_position_embeddings"):

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from qwen3 import LLM, Qwen3Error, SamplingParams
-from qwen3.config.hf import model_config
-from qwen3.graphs import DecodeGraphs
-from qwen3.load.hub import resolve
+from qwen3.engine.graphs import DecodeGraphs
 
-from .conftest import write_checkpoint
+from ..conftest import eager_recorder, write_checkpoint
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIGS = {
@@ -26,21 +24,6 @@ CONFIGS = {
 }  # fmt: skip
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0, ignore_eos=True)
 SEEDED = SamplingParams(max_new_tokens=20, temperature=0.9, top_p=0.95, seed=11, ignore_eos=True)
-
-
-def eager_recorder(run):
-    """Stands in for a CUDA graph where there is no GPU: repeats the work into the same memory."""
-    logits = run()
-    return lambda: logits.copy_(run()), logits
-
-
-def record_decodes(llm):
-    """Sends pure decode steps of `llm` through DecodeGraphs, CUDA graphs or their stand-in."""
-    cache, scheduler = llm.engine.cache, llm.engine.scheduler
-    width = scheduler.pool.blocks_for(llm.max_model_len)
-    record = None if DEVICE == "cuda" else eager_recorder
-    llm.engine.graphs = DecodeGraphs(llm.model, cache, scheduler.max_num_seqs, width, record)
-    return llm.engine.graphs
 
 
 def requests(vocab=300):
@@ -61,9 +44,13 @@ def folder(request, tmp_path_factory):
     return path
 
 
+def load(folder, **options):
+    return LLM(folder, device=DEVICE, dtype="float32", backend="cpu", max_model_len=128, **options)
+
+
 @pytest.fixture(scope="module")
 def alone(folder):
-    llm = LLM(folder, device=DEVICE, dtype="float32", backend="reference", prefix_caching=False, max_model_len=128)
+    llm = load(folder, prefix_caching=False)
     each = [llm.generate([prompt], params)[0].token_ids for prompt in requests() for params in (GREEDY, SEEDED)]
     assert len({tuple(tokens) for tokens in each}) > 10, "the prompts must not all give the same"
     return each
@@ -72,12 +59,6 @@ def alone(folder):
 def together(llm):
     prompts = [prompt for prompt in requests() for _ in range(2)]
     return llm.generate(prompts, [GREEDY, SEEDED] * len(requests()))
-
-
-def limit_pages(monkeypatch, folder, count):
-    """Whoever loads `folder` in float32 gets a KV cache of `count` pages of 16 tokens."""
-    page_bytes = 16 * model_config(resolve(folder)).kv_bytes_per_token(torch.float32)
-    monkeypatch.setattr("qwen3.llm.kv_cache_bytes", lambda *arguments: count * page_bytes)
 
 
 def tokens(completions):
@@ -89,51 +70,47 @@ VARIANTS = {
     "chunks of 13": {"max_num_batched_tokens": 13},
     "three at once": {"max_num_seqs": 3},
     "without prefix reuse": {"prefix_caching": False},
-    "small pages": {"kv_block_size": 2},
-    "chunks, small pages, five at once": {"max_num_batched_tokens": 9, "kv_block_size": 4, "max_num_seqs": 5},
+    "small blocks": {"kv_block_size": 2},
+    "chunks, small blocks, five at once": {"max_num_batched_tokens": 9, "kv_block_size": 4, "max_num_seqs": 5},
 }
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["step by step", "recorded"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_batch_chunks_pages_prefixes(folder, alone, variant, recorded):
-    llm = LLM(folder, device=DEVICE, dtype="float32", backend="reference", max_model_len=128, **VARIANTS[variant])
-    graphs = record_decodes(llm) if recorded and DEVICE == "cpu" else None
+def test_batch_chunks_blocks_prefixes(folder, alone, variant, recorded):
+    llm = load(folder, graph_recorder=eager_recorder if recorded else None, **VARIANTS[variant])
     done = together(llm)
     assert tokens(done) == alone
     hits = sum(completion.metrics.cached_prompt_tokens for completion in done)
     assert (hits > 0) == (variant != "without prefix reuse")
-    assert graphs is None or graphs._replays
-    # Once more, now that every beginning is in the cache.
+    assert not recorded or llm.engine.runner.graphs._recorded
+    # Once more, now that every prefix is in the cache.
     assert tokens(together(llm)) == alone
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["step by step", "recorded"])
-def test_preemption(folder, alone, recorded, monkeypatch):
-    """A pool of nine pages of 16: no more than three of the long requests fit together."""
-    limit_pages(monkeypatch, folder, 9)
-    llm = LLM(folder, device=DEVICE, dtype="float32", backend="reference", max_model_len=128)
-    if recorded and DEVICE == "cpu":
-        record_decodes(llm)
+def test_preemption(folder, alone, recorded):
+    """A pool of nine blocks of 16: no more than three of the long requests fit together."""
+    llm = load(folder, graph_recorder=eager_recorder if recorded else None, num_kv_blocks=9)
     done = together(llm)
     assert sum(completion.metrics.preemptions for completion in done) > 0
     assert tokens(done) == alone
-    assert len(llm.engine.scheduler.pool) == 9
+    assert idle(llm)
 
 
-def test_streams_that_are_read_in_turn_run_in_one_batch(folder, alone):
-    llm = LLM(folder, device=DEVICE, dtype="float32", backend="reference", max_model_len=128)
+def test_open_streams_run_in_one_batch(folder, alone):
+    llm = load(folder)
+    expected = [completion.text for completion in llm.generate(requests(), GREEDY)]
+    before = llm.stats.decode.steps
     streams = [llm.stream(prompt, GREEDY) for prompt in requests()]
     texts = ["".join(column) for column in zip(*itertools.zip_longest(*streams, fillvalue=""))]
-    expected = [completion.text for completion in llm.generate(requests(), GREEDY)]
     assert texts == expected
-    assert llm.stats.decode.steps < 2 * 9 * 19, "each stream alone would take 19 steps"
+    assert llm.stats.decode.steps - before < 9 * 19, "each stream alone would take 19 steps"
 
 
 def test_async_streams(folder, alone):
-    llm = LLM(folder, device=DEVICE, dtype="float32", backend="reference", max_model_len=128)
+    llm = load(folder)
     expected = [completion.text for completion in llm.generate(requests(), GREEDY)]
-    steps = llm.stats.decode.steps
 
     async def collect(prompt):
         return "".join([piece async for piece in llm.stream_async(prompt, GREEDY)])
@@ -143,8 +120,7 @@ def test_async_streams(folder, alone):
 
     for _ in range(2):  # two event loops, one after the other
         assert asyncio.run(all_of_them()) == expected
-    assert llm.stats.decode.steps - steps < 2 * 60
-    assert len(llm.engine.scheduler.pool) == llm.engine.cache.num_blocks
+    assert idle(llm)
 
 
 @pytest.fixture(scope="module")
@@ -153,20 +129,21 @@ def llm(small):
 
 
 def idle(llm):
+    """Whether nothing runs and all blocks are free, once the engine has read its inbox."""
     scheduler = llm.engine.scheduler
-    return not scheduler.running and not scheduler.waiting and len(scheduler.pool) == scheduler.pool.num_blocks
+    return llm._loop.call(lambda: scheduler.idle and scheduler.pool.num_free == scheduler.pool.num_blocks)
 
 
-def test_a_stream_that_is_closed_gives_back_its_pages_at_once(llm):
-    stream, other = llm.stream("hello world", GREEDY), llm.stream("another", GREEDY)
-    next(stream), next(other)
-    held = len(llm.engine.scheduler.pool)
+def test_a_stream_that_is_closed_gives_back_its_blocks(llm):
+    endless = SamplingParams(max_new_tokens=200, temperature=0, ignore_eos=True)
+    stream = llm.stream("hello world", endless)
+    next(stream)
+    assert not idle(llm)
     stream.close()
-    assert len(llm.engine.scheduler.pool) > held and len(llm.engine.scheduler.running) == 1
-    assert "".join(other) and idle(llm)
+    assert idle(llm) and len(llm.generate("another", GREEDY)[0].token_ids) == 20
 
 
-def test_an_async_task_that_is_cancelled_gives_back_its_pages(llm):
+def test_an_async_task_that_is_cancelled_gives_back_its_blocks(llm):
     async def read(prompt, pieces):
         async for piece in llm.stream_async(prompt, SamplingParams(max_new_tokens=200, temperature=0)):
             pieces.append(piece)
@@ -185,27 +162,41 @@ def test_an_async_task_that_is_cancelled_gives_back_its_pages(llm):
     assert 3 <= asyncio.run(main()) < 200
 
 
-def test_an_interrupted_step_loses_nothing(llm, monkeypatch):
-    """Ctrl-C in the middle of a step ends the request that was being driven; the others are computed anew."""
-    expected = llm.generate("hello world, again", GREEDY)[0].text
-    interrupted = "a prompt that fills two pages of sixteen tokens"
-    whole = llm.generate(interrupted, GREEDY)[0].text
-    llm.forget_prefixes()
-    stream = llm.stream("hello world, again", GREEDY)
-    text = next(stream)
-    forward = llm.model.layers[1].forward
+def test_a_failed_step_ends_its_requests_and_no_others(llm, monkeypatch):
+    """What such a step has written is unknown: the next ones find none of it."""
+    prompts = ["a prompt that fills two blocks of sixteen tokens", "hello world, again"]
+    expected = [completion.text for completion in llm.generate(prompts, GREEDY)]
+    llm.reset_prefix_cache()
+    layer = llm.model.layers[1]
+    forward = layer.forward
 
-    def interrupt(*arguments):
-        monkeypatch.setattr(llm.model.layers[1], "forward", forward)
-        for layer in llm.engine.cache.layers:
-            layer.keys.fill_(float("nan"))  # nobody knows what such a step has written
-        raise KeyboardInterrupt
+    def fail(*arguments):
+        monkeypatch.setattr(layer, "forward", forward)
+        for cache in llm.engine.runner.cache.layers:
+            cache.keys.fill_(float("nan"))
+        raise RuntimeError("this step fails")
 
-    monkeypatch.setattr(llm.model.layers[1], "forward", interrupt)
+    monkeypatch.setattr(layer, "forward", fail)
+    with pytest.raises(RuntimeError, match="this step fails"):
+        llm.generate([prompts[0], "two"], GREEDY)
+    assert idle(llm)
+    assert [completion.text for completion in llm.generate(prompts, GREEDY)] == expected
+
+
+def test_ctrl_c_ends_the_requests_of_the_caller_and_leaves_right_tokens(llm, monkeypatch):
+    prompt = "a prompt that fills two blocks of sixteen tokens"
+    expected = llm.generate(prompt, GREEDY)[0].text
+
+    class Interrupted:
+        def get(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwen3.llm.SimpleQueue", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        llm.generate([interrupted, "two"], GREEDY)
-    assert text + "".join(stream) == expected and idle(llm)
-    assert llm.generate(interrupted, GREEDY)[0].text == whole
+        llm.generate([prompt, "two"], GREEDY)
+    monkeypatch.undo()
+    assert idle(llm)
+    assert llm.generate(prompt, GREEDY)[0].text == expected
 
 
 def test_threads_share_the_engine(llm):
@@ -231,8 +222,7 @@ def test_metrics(llm):
 def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch):
     """2,000 requests, 64 at once, a fifth cancelled somewhere on the way, a pool that forces preemption."""
     write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, head_dim=16)
-    limit_pages(monkeypatch, tmp_path, 40)
-    llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4)
+    llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4, num_kv_blocks=160)
     generator = torch.Generator().manual_seed(3)
     draw = lambda low, high: int(torch.randint(low, high, (1,), generator=generator))
     plan = [([draw(0, 320) for _ in range(draw(1, 60))], draw(1, 40), draw(0, 5) == 0) for _ in range(2000)]
@@ -285,4 +275,4 @@ def test_recorded_decodes_need_a_gpu(small):
 
 @pytest.mark.parametrize("most, sizes", [(1, [1]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (30, [1, 2, 4, 8, 16, 24, 30])])
 def test_recorded_sizes(llm, most, sizes):
-    assert DecodeGraphs(llm.model, llm.engine.cache, most, 4, eager_recorder).sizes == sizes
+    assert DecodeGraphs(llm.model, llm.engine.runner.cache, most, 4, eager_recorder).sizes == sizes

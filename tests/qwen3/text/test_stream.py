@@ -1,34 +1,92 @@
-"""Stop strings across token borders, and the text of answers that end for every reason."""
+"""Text that arrives token by token: no half character, and nothing of a stop string."""
 
-from hypothesis import given
+import time
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3.text.stream import StopStrings, TextStream
+from qwen3.text.stream import IncrementalDecoder, StopStrings
+from qwen3.text.tokenizer import Tokenizer
+
+from .folders import ids_of, texts
+
+
+def check_pieces(tokenizer: Tokenizer, ids: list[int], skip: bool) -> list[str]:
+    """The pieces, after checking that they add up and that each comes as soon as it is certain and no sooner."""
+    decoder = IncrementalDecoder(tokenizer, skip_special_tokens=skip)
+    pieces = []
+    for count, token_id in enumerate(ids, 1):
+        pieces.append(decoder.push(token_id))
+        so_far, whole = "".join(pieces), tokenizer.decode(ids[:count], skip_special_tokens=skip)
+        # Only the start of a character is held back: one U+FFFD in the whole, or two if it starts like a surrogate.
+        assert whole.startswith(so_far) and whole[len(so_far) :] in ("", "\ufffd", "\ufffd\ufffd")
+    pieces.append(decoder.finish())
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=skip)
+    return pieces
+
+
+def test_pieces_add_up_for_any_ids(small):
+    @settings(max_examples=400, deadline=None)
+    @given(ids=ids_of(small, 400), skip=st.booleans())
+    def check(ids, skip):
+        check_pieces(small, ids, skip)
+
+    check()
+
+
+def test_pieces_add_up_for_any_qwen_ids(qwen):
+    @settings(max_examples=300, deadline=None)
+    @given(ids=ids_of(qwen, 151_936), skip=st.booleans())
+    def check(ids, skip):
+        check_pieces(qwen, ids, skip)
+
+    check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts.filter(lambda text: "\ufffd" not in text))
+def test_pieces_of_text_hold_no_broken_character(small, text):
+    pieces = check_pieces(small, small.encode(text), skip=False)
+    assert not any("\ufffd" in piece for piece in pieces) and pieces[-1] == ""
+
+
+def test_a_split_emoji_comes_whole(qwen):
+    ids = qwen.encode("a 🧿b")
+    assert len(ids) == 5
+    assert check_pieces(qwen, ids, skip=True) == ["a", " ", "", "🧿", "b", ""]
+
+
+def test_bytes_of_a_split_character(small):
+    smile = [small.token_to_id(c) for c in "ðŁĺĢ"]  # F0 9F 98 80
+    end, unknown, letter = small.token_to_id("<|im_end|>"), small.vocab_size + 5, small.token_to_id("a")
+    assert check_pieces(small, smile, skip=True) == ["", "", "", "😀", ""]
+    assert check_pieces(small, [smile[0], unknown, end, *smile[1:]], skip=True) == ["", "", "", "", "", "😀", ""]
+    assert check_pieces(small, [*smile[:3], end], skip=False) == ["", "", "", "\ufffd<|im_end|>", ""]
+    assert check_pieces(small, [*smile[:3], letter], skip=True) == ["", "", "", "\ufffda", ""]
+    assert check_pieces(small, smile[:3], skip=True) == ["", "", "", "\ufffd"]
+    assert check_pieces(small, smile[1:], skip=True) == ["\ufffd", "\ufffd", "\ufffd", ""]
+    assert check_pieces(small, [], skip=True) == [""]
+
+
+def test_skipping_special_tokens_is_the_default(small):
+    decoder = IncrementalDecoder(small)
+    assert decoder.push(small.token_to_id("<|im_end|>")) == "" and decoder.push(small.token_to_id("<note>")) == "<note>"
+
+
+@pytest.mark.parametrize("token", ["a", "ð", "Ģ"], ids=["letters", "lead bytes", "continuation bytes"])
+def test_the_cost_of_a_token_does_not_grow(small, token):
+    decoder, token_id = IncrementalDecoder(small), small.token_to_id(token)
+    windows = []
+    for _ in range(60):
+        start = time.perf_counter()
+        for _ in range(1000):
+            decoder.push(token_id)
+        windows.append(time.perf_counter() - start)
+    assert min(windows[-20:]) < 4 * min(windows[:20])
+
 
 PIECES = st.lists(st.text("ab!", max_size=4), max_size=12)
-
-
-class Letters:
-    """A decoder whose token i is chr(i)."""
-
-    def push(self, token):
-        return chr(token)
-
-    def finish(self):
-        return ""
-
-
-def run(text, stop=(), stop_ids=(), max_length=100):
-    """The pieces of an answer, and why it ended: as the engine ends it, unless a stop string comes first."""
-    stream, pieces, reason = TextStream(Letters(), tuple(stop)), [], None
-    for count, character in enumerate(text, 1):
-        reason = "stop" if ord(character) in stop_ids else "length" if count == max_length else None
-        piece, stopped = stream.push(ord(character), reason)
-        pieces.append(piece)
-        reason = "stop" if stopped else reason
-        if reason:
-            break
-    return pieces, reason
 
 
 @given(PIECES, st.lists(st.text("ab!", min_size=1, max_size=4), max_size=3))
@@ -47,33 +105,3 @@ def test_text_up_to_the_earliest_stop_string_however_it_is_cut(pieces, stops):
     places = [seen.find(stop) for stop in stops if stop in seen]
     assert stopped == bool(places)
     assert out == (seen[: min(places)] if places else seen)
-
-
-def test_only_the_possible_start_of_a_stop_string_is_held_back():
-    pieces, reason = run("say END", stop=("END.",))
-    assert pieces == ["s", "a", "y", " ", "", "", ""] and reason is None
-    pieces, _ = run("say ENDED", stop=("END.",))
-    assert pieces[-2:] == ["END", "ED"]  # the second E may begin another
-
-
-def test_finish_reasons():
-    assert run("abc.", stop=("c.",)) == (["a", "b", "", ""], "stop")
-    assert run("ab\0c", stop_ids=(0,)) == (["a", "b", ""], "stop")
-    assert run("abcdef", max_length=3) == (["a", "b", "c"], "length")
-
-
-def test_text_held_back_is_given_at_the_end():
-    assert run("abEN", stop=("END",), max_length=4) == (["a", "b", "", "EN"], "length")
-    assert run("abE\0", stop=("END",), stop_ids=(0,)) == (["a", "b", "", "E"], "stop")
-
-
-def test_a_stop_string_that_the_last_token_completes_is_a_stop():
-    assert run("abEND", stop=("END",), max_length=5) == (["a", "b", "", "", ""], "stop")
-
-
-def test_a_stop_token_inside_a_held_stop_string_adds_no_text():
-    assert run("aE\0", stop=("E\0",), stop_ids=(0,)) == (["a", "", "E"], "stop")
-
-
-def test_a_model_without_a_tokenizer_has_no_text():
-    assert TextStream(None).push(65, None) == ("", False) and TextStream(None).push(65, "length") == ("", False)

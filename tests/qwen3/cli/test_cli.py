@@ -1,18 +1,25 @@
 """The command line as a user meets it: its text, its errors, its exit codes."""
 
+import argparse
 import io
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 
+from qwen3 import LLM
+from qwen3.cli import options
 from qwen3.cli.main import main
+from qwen3.config.engine import EngineConfig
 
-from .conftest import write_checkpoint
+from ..conftest import write_checkpoint
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
@@ -95,6 +102,45 @@ def test_dtype_device_backend_and_length(generate):
     assert code == 0 and "bfloat16" in err
 
 
+def test_every_engine_option_is_a_flag():
+    parser = argparse.ArgumentParser()
+    options.add_engine(parser)
+    assert options.engine_options(parser.parse_args([])) == {
+        option.name: option.default for option in fields(EngineConfig) if "help" in option.metadata
+    }
+    given = ["--kv-block-size", "4", "--memory-utilization", "0.5", "--no-kv-cache", "--no-cuda-graphs"]
+    changed = options.engine_options(parser.parse_args([*given, "--max-model-len", "7", "--backend", "cpu"]))
+    assert changed["kv_block_size"] == 4 and changed["memory_utilization"] == 0.5 and changed["max_model_len"] == 7
+    assert changed["kv_cache"] is False and changed["cuda_graphs"] is False and changed["prefix_caching"] is None
+
+
+@pytest.mark.parametrize("place", [(), (0,), (1,), (0, 1)], ids=["without", "before", "after", "both"])
+def test_verbose_shows_the_messages(run, folder, place):
+    arguments = ["generate", "--repo_id", folder, "--prompt", "hello", "--max-new-tokens", 1]
+    for at in place:
+        arguments.insert(at, "-v") if at == 0 else arguments.append("--verbose")
+    code, out, err = run(*arguments)
+    assert code == 0 and ("KV cache of" in err) == bool(place)
+    assert len(logging.getLogger("qwen3").handlers) == 1  # the NullHandler: nothing is left of a command
+
+
+def test_a_line_is_checked_once(generate, tmp_path, monkeypatch):
+    checked, check = [], LLM.check
+    monkeypatch.setattr(LLM, "check", lambda llm, *line: (checked.append(line), check(llm, *line)))
+    (tmp_path / "in.jsonl").write_text('{"prompt": "one"}\n{"prompt": ""}\n{"prompt": "two", "top_p": 0.5}\n')
+    assert generate("--prompts-file", "in.jsonl")[0] == 2
+    assert [params.top_p for ids, params in checked] == [None, 0.5]
+
+
+def test_messages_are_checked_like_a_conversation(generate, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"messages": "hello"}\n{"messages": null}\n{"messages": []}')
+    err = generate("--prompts-file", "in.jsonl")[2]
+    assert err.count("messages must be a list of at least one dict") == 3
+    (tmp_path / "in.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}')
+    for option in (("--raw",), ("--system", "be brief")):
+        assert "go through the chat template as they are" in generate("--prompts-file", "in.jsonl", *option)[2]
+
+
 @pytest.mark.parametrize(
     "arguments, named",
     [
@@ -114,8 +160,6 @@ def test_dtype_device_backend_and_length(generate):
     ],
 )
 def test_errors_are_one_line_and_exit_2(generate, arguments, named):
-    import re
-
     assert re.search(named, one_line_error(generate(*arguments)))
 
 
