@@ -26,7 +26,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, name: str, rope_table: Tensor, ops: Ops, dtype: torch.dtype) -> None:
         super().__init__()
         self.ops, self.eps, self.scale = ops, config.rms_norm_eps, config.head_dim**-0.5
-        self.rope_table = rope_table
+        self.rope_table, self.q_size = rope_table, config.q_size
         self.norm = Norm(f"{name}.input_layernorm", config.hidden_size, dtype)
         sizes = {"q": config.q_size, "k": config.kv_size, "v": config.kv_size}
         parts = {f"{name}.self_attn.{part}_proj": size for part, size in sizes.items()}
@@ -60,7 +60,7 @@ class Attention(nn.Module):
             out = ops.decode_attention(q[rows], cache, block_tables, seq_lens, self.scale)
         else:
             out = self._attend(q, batch, cache)
-        return ops.linear(out.flatten(1), self.o.weight, self.o.bias), residual
+        return ops.linear(out.reshape(len(out), self.q_size), self.o.weight, self.o.bias), residual
 
     def _attend(self, q: Tensor, batch: ForwardBatch, cache: PagedCache) -> Tensor:
         """q [T, Hq, D]: the decodes, then the prefills -> [T, Hq, D]."""

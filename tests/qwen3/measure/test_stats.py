@@ -125,6 +125,9 @@ def test_parameters_are_those_that_the_shape_gives(name):
     total += h
     counted = planned_footprint(config, torch.bfloat16)
     assert counted[:3] == (total + experts, total + active, 2 * (total + experts))
+    if name == "Qwen3-30B-A3B":
+        # The model card says 30.5 B, 3.3 B of them active, and leaves out one of the two vocabulary matrices.
+        assert (round(counted.parameters / 1e9, 1), round(counted.active / 1e9, 1)) == (30.5, 3.4)
     unread = 0 if config.tie_word_embeddings else config.vocab_size * h
     assert counted.shared_bytes == 2 * (total - unread)
     assert counted.expert_bytes == 2 * (3 * h * config.moe_intermediate_size if config.num_experts else 0)

@@ -5,7 +5,7 @@ import torch
 
 from qwen3 import LLM, SamplingParams
 
-from .conftest import write_checkpoint
+from ..conftest import write_checkpoint
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 

@@ -4,17 +4,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+import triton
 
 from qwen3 import LLM, SamplingParams
 
-from .conftest import write_checkpoint
-from .test_invariance import record_decodes
+from ..conftest import eager_recorder, write_checkpoint
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # One token; one that is not a multiple of anything; above the 8 and 16 tokens to which the small paths go.
 LENGTHS = [1, 5, 19]
 CONFIGS = {
+    "one layer": {"num_hidden_layers": 1},
     "moe": {},
     "top-4 of 16, groups of 4, bias, YaRN": {
         "num_experts": 16, "num_experts_per_tok": 4, "num_attention_heads": 8, "head_dim": 64, "attention_bias": True,
@@ -36,7 +37,9 @@ def both(folder, **options):
     return [LLM(folder, device=DEVICE, backend=b, **options) for b in ("reference", "triton")]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [name if name == "one layer" else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_float32_tokens_and_logits_are_those_of_the_reference(name, tmp_path):
     write_checkpoint(tmp_path, **CONFIGS[name])
     reference, llm = both(tmp_path, dtype="float32")
@@ -47,6 +50,7 @@ def test_float32_tokens_and_logits_are_those_of_the_reference(name, tmp_path):
     torch.testing.assert_close(llm.logits(tokens), reference.logits(tokens), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_embedded_model():
     reference, llm = both("tiny", dtype="float32")
     params = SamplingParams(max_new_tokens=4, temperature=0, ignore_eos=True)
@@ -54,7 +58,8 @@ def test_the_embedded_model():
     assert llm.generate(prompt, params)[0].token_ids == reference.generate(prompt, params)[0].token_ids
 
 
-def test_a_seed_draws_the_tokens_of_the_reference(tmp_path):
+@pytest.mark.slow
+def test_a_seed_samples_the_tokens_of_the_reference(tmp_path):
     write_checkpoint(tmp_path, num_hidden_layers=1)
     reference, llm = both(tmp_path, dtype="float32")
     params = [SamplingParams(max_new_tokens=4, temperature=0.8, top_k=k, top_p=0.9, seed=k) for k in (5, 0, 50)]
@@ -102,28 +107,30 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 def test_batch_chunks_prefix_hits_and_recorded_decodes_give_the_tokens_of_the_reference(tmp_path):
-    """Prompts that begin alike, in chunks of seven tokens beside decodes, then again from the cache, recorded."""
+    """Prompts with one prefix, in chunks of seven tokens beside decodes, then again from the cache; decodes recorded."""
     write_checkpoint(tmp_path, num_hidden_layers=1)
     texts = [[*range(9, 29), i] for i in range(3)] + [[5]]
     params = SamplingParams(max_new_tokens=4, temperature=0)
     reference = LLM(tmp_path, device=DEVICE, dtype="float32", backend="reference", prefix_caching=False)
     expected = [reference.generate([text], params)[0].token_ids for text in texts]
-    llm = LLM(tmp_path, device=DEVICE, dtype="float32", backend="triton", max_num_batched_tokens=7, max_num_seqs=6)
-    assert [c.token_ids for c in llm.generate(texts, params)] == expected
+    options = {"max_num_batched_tokens": 7, "max_num_seqs": 6}
     if DEVICE == "cpu":
-        record_decodes(llm)
-    again = llm.generate(texts, params)
-    assert [c.token_ids for c in again] == expected
-    assert [c.metrics.cached_prompt_tokens for c in again] == [16, 16, 16, 0]
+        options["graph_recorder"] = eager_recorder
+    llm = LLM(tmp_path, device=DEVICE, dtype="float32", backend="triton", **options)
+    for cached in ([0, 16, 16, 0], [16, 16, 16, 0]):
+        done = llm.generate(texts, params)
+        assert [c.token_ids for c in done] == expected
+        assert [c.metrics.cached_prompt_tokens for c in done] == cached
 
 
-def layer_launches(tmp_path, monkeypatch, tokens):
-    """The launches of a layer that is neither the first nor the last, at a step that decodes (one token) or prefills."""
+def layer_launches(tmp_path, monkeypatch, layer, tokens):
+    """The launches of one of three layers, at a step that prefills and at one that decodes (one token)."""
     write_checkpoint(tmp_path, num_hidden_layers=3)
-    llm = LLM(tmp_path, device=DEVICE, dtype="bfloat16", backend="triton")
-    layer, seen = llm.model.layers[1], []
-    forward = layer.forward
+    llm = LLM(tmp_path, device=DEVICE, dtype="bfloat16", backend="triton", cuda_graphs=False)
+    watched_layer, seen = llm.model.layers[layer], []
+    forward = watched_layer.forward
 
     def watched(*args):
         with monkeypatch.context() as patch, Launches(patch) as launches:
@@ -131,43 +138,46 @@ def layer_launches(tmp_path, monkeypatch, tokens):
         seen.append(launches.names)
         return out
 
-    monkeypatch.setattr(layer, "forward", watched)
+    monkeypatch.setattr(watched_layer, "forward", watched)
     llm.generate([list(range(1, tokens + 1))], SamplingParams(max_new_tokens=2, temperature=0, ignore_eos=True))
     return seen  # the prefill's, then the decode's
 
 
-def test_a_decode_step_makes_nine_launches_per_layer(tmp_path, monkeypatch):
-    prefill, decode = layer_launches(tmp_path, monkeypatch, 20)
+# The last layer computes only the logit rows after a prefill's attention.
+@pytest.mark.parametrize("layer, of_prefill", [(1, 12), (2, 12)])
+def test_a_decode_step_makes_nine_launches_per_layer(tmp_path, monkeypatch, layer, of_prefill):
+    prefill, decode = layer_launches(tmp_path, monkeypatch, layer, 20)
     print("prefill:", len(prefill), prefill, "\ndecode:", len(decode), decode)
     assert len(decode) <= 9
     # 20 tokens are too many for the paths that are made for few.
-    assert len(prefill) <= 12
+    assert len(prefill) <= of_prefill
 
 
 # What would make the host wait for a GPU: reading a value, or a shape that depends on values.
 WAITING = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "bincount", "masked_select", "equal"}
 
 
-def test_a_decode_step_waits_only_for_the_drawn_tokens(tmp_path, monkeypatch):
-    """Model, logits, penalties, draw and the next step's inputs: nothing in between reads a value."""
+def test_a_decode_step_waits_only_for_the_sampled_tokens(tmp_path, monkeypatch):
+    """Model, logits, penalties, sampling and the next step's inputs: nothing in between reads a value."""
     write_checkpoint(tmp_path, num_hidden_layers=1)
-    engine = (llm := LLM(tmp_path, device=DEVICE, dtype="bfloat16", backend="triton", max_num_seqs=4)).engine
+    llm = LLM(tmp_path, device=DEVICE, dtype="bfloat16", backend="triton", max_num_seqs=4)
     monkeypatch.setattr(Launches, "FREE", Launches.FREE - WAITING)
-    seen, prepared = set(), []
+    seen, predicted = set(), []
 
     def watch(function):
-        def watched(*args):
+        def watched(*args, **kwargs):
             with monkeypatch.context() as patch, Launches(patch) as launches:
-                out = function(*args)
+                out = function(*args, **kwargs)
             seen.update(launches.names)
             return out
 
         return watched
 
-    prepare = watch(engine._prepare)
-    monkeypatch.setattr(engine, "_launch", watch(engine._launch))
-    monkeypatch.setattr(engine, "sampler", Watched(engine.sampler, watch(engine.sampler)))
-    monkeypatch.setattr(engine, "_prepare", lambda work: (prepare(work), prepared.append(engine._prepared is not None)))
+    predict = watch(llm.engine._predict)
+    monkeypatch.setattr(llm.engine.runner, "run", watch(llm.engine.runner.run))
+    monkeypatch.setattr(
+        llm.engine, "_predict", lambda *args: predicted.append(following := predict(*args)) or following
+    )
     params = SamplingParams(
         max_new_tokens=4,
         temperature=0.8,
@@ -178,16 +188,6 @@ def test_a_decode_step_waits_only_for_the_drawn_tokens(tmp_path, monkeypatch):
         ignore_eos=True,
     )
     llm.generate([[1, 2, 3], [4, 5]], params)
-    # The fourth step draws the last token.
-    assert prepared == [True, True, True, False]
+    # The fourth step samples the last token.
+    assert [following is not None for following in predicted] == [True, True, True, False]
     assert "decode_split_kernel" in seen and not seen & WAITING
-
-
-class Watched:
-    """A sampler whose draw is watched."""
-
-    def __init__(self, sampler, draw):
-        self.logprobs, self._draw = sampler.logprobs, draw
-
-    def __call__(self, *args):
-        return self._draw(*args)
