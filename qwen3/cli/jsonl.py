@@ -71,7 +71,7 @@ def answer_lines(
 def _prepare(
     llm: LLM, line: str, params: SamplingParams, options: PromptOptions
 ) -> tuple[dict, list[int], SamplingParams]:
-    """Returns for one line the start of its record, its token ids and its sampling parameters."""
+    """Returns the start of a line's record, its token ids and its sampling parameters."""
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -96,7 +96,7 @@ def _prepare(
 
 @contextmanager
 def whole_or_nothing(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """Gives a function that writes text to `path` (None: stdout); the file gets its name only when all went well."""
+    """Gives a function that writes text to `path` (None: stdout); the file appears only after a clean end."""
     if path is None:
         yield sys.stdout.write
         return

@@ -14,7 +14,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN context extension (Peng et al., 2023): how `factor` stretches rotary frequencies and scales attention."""
+    """YaRN context extension (Peng et al., 2023): stretches rotary frequencies by up to `factor`, scales attention."""
 
     factor: float
     original_max_positions: int
@@ -25,7 +25,7 @@ class Yarn:
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """The factor of cosines and sines."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
@@ -33,7 +33,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One Qwen3 model, dense (num_experts 0) or mixture of experts. Sizes count elements."""
+    """The shape of a Qwen3 model, dense (num_experts 0) or mixture of experts; sizes in elements."""
 
     vocab_size: int
     hidden_size: int
@@ -70,7 +70,7 @@ class ModelConfig:
 
     @property
     def max_context(self) -> int:
-        """The longest context in tokens that the rotary embedding was made for, YaRN included."""
+        """The longest context in tokens that the rotary embedding supports, YaRN included."""
         if self.yarn is None:
             return self.max_positions
         return max(self.max_positions, round(self.yarn.factor * self.yarn.original_max_positions))
@@ -79,7 +79,7 @@ class ModelConfig:
         return 2 * self.num_layers * self.kv_size * dtype.itemsize
 
     def parameters(self) -> tuple[int, int]:
-        """Parameters in total, and those that one token uses (its embedding row counts as the whole table)."""
+        """Returns the parameters in total and those active per token, which include the whole embedding."""
         h = self.hidden_size
         total = self.vocab_size * h * (1 if self.tie_word_embeddings else 2) + h
         active = total
