@@ -79,7 +79,7 @@ class ModelConfig:
         return 2 * self.num_layers * self.kv_size * dtype.itemsize
 
     def parameters(self) -> tuple[int, int]:
-        """Returns the parameters in total and those active per token, which include the whole embedding."""
+        """Parameters in total, and those that one token uses (its embedding row counts as the whole table)."""
         h = self.hidden_size
         total = self.vocab_size * h * (1 if self.tie_word_embeddings else 2) + h
         active = total

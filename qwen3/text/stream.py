@@ -40,7 +40,7 @@ class StopStrings:
         return out, False
 
     def finish(self) -> str:
-        """Returns the text that was held back as a possible start of a stop string."""
+        """Returns the text held back, now that no stop string can follow."""
         out, self.held = self.held, ""
         return out
 

@@ -28,10 +28,6 @@ def changed(**changes):
 
 def test_published_sizes():
     config = from_hf(PUBLISHED)
-    total, active = config.parameters()
-    # The model card: 30.5 B parameters, 3.3 B of them active.
-    assert round(total / 1e9, 1) == 30.5
-    assert round(active / 1e9, 1) == 3.4  # the card's 3.3 leaves out one of the two vocabulary matrices
     assert config.kv_bytes_per_token(torch.bfloat16) == 98_304
     assert config.max_context == 40960 and config.eos_token_ids == (151645,)
 
