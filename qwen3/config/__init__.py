@@ -1,1 +1,1 @@
-"""Configurations: the shape of a model, and how Hugging Face writes it down."""
+"""Configuration: the shape of a model, how to read it, and how to run it."""

@@ -8,10 +8,10 @@ from .model import DTYPES, ModelConfig, Yarn
 
 ARCHITECTURES = {"qwen3_moe": "Qwen3MoeForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
-# Fields that would change the output and that nothing here computes: only these values are accepted.
+# Fields that change the output and are not implemented: only these values are accepted.
 _REQUIRED_VALUES = {"hidden_act": ("silu",), "use_sliding_window": (False, None), "quantization_config": (None,)}
 
-# Fields that say nothing about the forward pass.
+# Fields that do not affect the forward pass.
 _HARMLESS = {
     "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward", "id2label",
     "initializer_range", "is_encoder_decoder", "label2id", "layer_types", "max_window_layers", "model_type",
@@ -22,7 +22,7 @@ _HARMLESS = {
 
 
 def model_config(folder: Path) -> ModelConfig:
-    """Reads config.json, and the end-of-text ids of generation_config.json, which win."""
+    """Reads config.json of a folder; the eos_token_id of generation_config.json wins."""
     path = Path(folder) / "config.json"
     values = read_json(path, "a model folder holds config.json, tokenizer.json and safetensors files")
     generation = Path(folder) / "generation_config.json"
@@ -33,7 +33,7 @@ def model_config(folder: Path) -> ModelConfig:
 
 
 def from_hf(values: dict, source: str = "config.json") -> ModelConfig:
-    """From config.json's values, in the dialect of transformers 4 or 5; a field that is not implemented is refused."""
+    """Converts the values of config.json, in the dialect of transformers 4 or 5; refuses fields not implemented."""
     reader = _Reader(values, source)
     kind = reader.take("model_type", default=None)
     if kind not in ARCHITECTURES:
@@ -101,7 +101,7 @@ def _experts(reader: "_Reader", num_layers: int) -> dict:
 
 
 def _rope(reader: "_Reader") -> tuple[float, Yarn | None]:
-    """Theta and YaRN: transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters."""
+    """Returns theta and YaRN, from rope_theta and rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
     old, new = reader.take("rope_scaling", default=None), reader.take("rope_parameters", default=None)
     scaling = dict(new or old or {})
     theta = reader.take("rope_theta", default=None)
@@ -138,7 +138,7 @@ def _nothing_left(reader: "_Reader", scaling: dict) -> None:
 
 
 class _Reader:
-    """Takes fields out of config.json's values and knows which were never asked for."""
+    """Takes fields out of the values of config.json and keeps those that nobody took."""
 
     def __init__(self, values: dict, source: str):
         self.left, self.source = dict(values), source
@@ -151,7 +151,7 @@ class _Reader:
         raise Qwen3Error(f"{self.source}: no field {key!r}: the file is not complete")
 
     def first(self, *keys: str, **default):
-        """The value of whichever name is there; all names are taken."""
+        """Takes all of the names; returns the value of the first that is present."""
         found = [self.left.pop(key) for key in keys if key in self.left]
         return found[0] if found else self.take(keys[0], **default)
 
@@ -170,7 +170,7 @@ class _Reader:
 
 
 def read_json(path: Path, advice: str) -> dict:
-    """A JSON object from a file; a missing, truncated or other file is an error that names it."""
+    """Reads a JSON object from a file. Raises Qwen3Error, with `advice` for a missing file."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""From the hub and from disk: checkpoints and their tensors."""
+"""Checkpoints: from the hub to disk, from disk to tensors."""

@@ -103,7 +103,7 @@ class _File:
 
 
 class _Repo:
-    """A model on the hub. The first `find` pins the revision to a commit, so that all files belong together."""
+    """A model on the hub; the first `find` pins its revision to a commit, so that all files belong together."""
 
     def __init__(self, repo_id: str, revision: str, token: str | None, endpoint: str):
         self.id, self.revision, self.token, self.endpoint = repo_id, revision, token, endpoint

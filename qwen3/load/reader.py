@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import Qwen3Error
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
-# Pages of a mapped file count as resident until it is closed: it is reopened after this many bytes.
+# The mapped part of a file counts as resident memory until it is closed: reopen it after this many bytes.
 _BYTES_PER_MAPPING = 64 << 20
 
 

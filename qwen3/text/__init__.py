@@ -1,1 +1,1 @@
-"""Between text and token ids: the tokenizer, chat templates, and text that arrives token by token."""
+"""Text to token ids and back: tokenizer, chat templates, streamed text."""

@@ -1,4 +1,4 @@
-"""Text that arrives token by token: incremental decoding and stop strings."""
+"""Streamed text: incremental decoding and stop strings."""
 
 import codecs
 
@@ -6,18 +6,18 @@ from .tokenizer import Tokenizer
 
 
 class IncrementalDecoder:
-    """Decodes token by token: emits no half character, takes nothing back, and adds up to `Tokenizer.decode`."""
+    """Decodes token by token; the pieces are whole characters and add up to `Tokenizer.decode`."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
         self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The text that this token makes certain; at most three bytes wait for their character's rest."""
+        """Returns the text that this token completes; holds back up to three bytes of an incomplete character."""
         return self._utf8.decode(self._tokenizer.token_bytes(token_id, self._skip_special_tokens))
 
     def finish(self) -> str:
-        """What still waits: U+FFFD for a character that never got its rest, else nothing."""
+        """Returns U+FFFD if an incomplete character was held back, else an empty string."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -28,7 +28,7 @@ class StopStrings:
         self.stops, self.held = stops, ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that is certain now, and whether a stop string followed it."""
+        """Returns the text that no stop string can include any more, and whether a stop string followed it."""
         self.held += text
         found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if found:
@@ -46,7 +46,7 @@ class StopStrings:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`."""
+    """Returns the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 

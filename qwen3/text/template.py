@@ -1,4 +1,4 @@
-"""Chat templates: a conversation as the text that the model was trained on."""
+"""Chat templates: render a conversation in the format that the model was trained on."""
 
 import json
 from datetime import datetime
@@ -12,14 +12,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import Qwen3Error, one_line
 
-# The names under which clients send a message's reasoning, the one that templates read first.
+# Keys under which clients send the reasoning of a message; templates read the first.
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """The chat templates of one model by name; `default` and `tool_use` are used.
+    """The chat templates of one model.
 
-    named_tokens: what templates know as `eos_token`, `pad_token` and so on. source: the name for error messages.
+    templates: by name, of which "default" and "tool_use" are used. named_tokens: tokens by their name in templates:
+    `eos_token`, `pad_token` and so on. source: the name for error messages.
     """
 
     def __init__(self, templates: dict[str, str], named_tokens: dict[str, str], source: str):
@@ -68,7 +69,7 @@ def read_templates(folder: Path, config: dict) -> dict[str, str]:
 
 
 def _messages(messages: list[dict]) -> list[dict]:
-    """Checked messages as templates expect them: plain, nothing null, reasoning under the name that they read."""
+    """Checks messages and converts them for templates: JSON types only, no null values, one key for reasoning."""
     if not isinstance(messages, list | tuple) or not messages:
         raise Qwen3Error("messages must be a list of at least one dict with role and content")
     for i, message in enumerate(messages):
@@ -97,7 +98,7 @@ def _tools(tools: list[dict] | None) -> list[dict] | None:
 
 
 def _plain(what: str, value):
-    """A copy made of JSON types only: a downloaded template must not get at the methods of other objects."""
+    """Copies a value as JSON types only, so that a downloaded template cannot reach the methods of other objects."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
@@ -105,7 +106,7 @@ def _plain(what: str, value):
 
 
 def _environment(templates: dict[str, str]) -> ImmutableSandboxedEnvironment:
-    """The sandbox in which chat templates run, with the helpers that they are written for."""
+    """Makes the sandbox in which chat templates run, with the helpers that they expect."""
     environment = ImmutableSandboxedEnvironment(
         loader=jinja2.DictLoader(templates),
         trim_blocks=True,
@@ -118,7 +119,7 @@ def _environment(templates: dict[str, str]) -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here its body is rendered, in a scope of its own."""
+    """The tag `{% generation %}`, which marks the assistant's text for training: renders its body in its own scope."""
 
     tags = {"generation"}  # noqa: RUF012 (as the base class declares it)
 
@@ -129,7 +130,7 @@ class _Generation(Extension):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    # Jinja's own filter escapes <, > and & for HTML, which the model never saw.
+    # Jinja's own filter escapes <, > and & for HTML; the training data did not.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -11,7 +11,7 @@ from .template import ChatTemplate, read_templates
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes are numbered from U+0100 on."""
+    """Returns GPT-2's byte alphabet: printable Latin-1 maps to itself, the other bytes to U+0100 and on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -33,7 +33,7 @@ class Tokenizer:
         """
         Args:
             backend: a tokenizer with a ByteLevel decoder; its truncation and padding are switched off.
-            named_tokens: what templates know as `eos_token`, `pad_token` and so on.
+            named_tokens: tokens by their name in templates: `eos_token`, `pad_token` and so on.
             templates: chat templates by name, of which "default" and "tool_use" are used.
             source: the name for error messages.
         """
@@ -68,7 +68,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are, added ones included; the embedding may have more rows."""
+        """The number of tokens, added ones included; the embedding may have more rows."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
@@ -85,12 +85,12 @@ class Tokenizer:
         return self._backend.token_to_id(token)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text; the name of a special token inside it becomes that token's id.
+        """Returns the ids of a text; the name of a special token in it becomes that token's id.
 
         Args:
             text: any valid Unicode.
-            add_special_tokens: False leaves out what tokenizer.json's post-processor adds, if anything: a rendered
-                chat template has it already.
+            add_special_tokens: False leaves out the tokens that tokenizer.json's post-processor adds; a rendered chat
+                template already contains them.
         """
         if not isinstance(text, str):
             raise Qwen3Error(f"text is a {type(text).__name__}, a string is needed")
@@ -101,23 +101,23 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD, and an id without a token becomes nothing."""
+        """Returns the text of ids; invalid UTF-8 becomes U+FFFD, an id without a token an empty string."""
         return b"".join(self.token_bytes(i, skip_special_tokens) for i in ids).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int, skip_special_tokens: bool = False) -> bytes:
-        """What one id adds to the decoded text, as bytes: a character may need several tokens."""
+        """Returns the bytes of one id; a character may need several tokens."""
         if skip_special_tokens and token_id in self._special:
             return b""
         token = self._backend.id_to_token(token_id) or ""
         try:
             return bytes([_BYTES[character] for character in token])
-        except KeyError:  # an added token that is written as it is
+        except KeyError:  # an added token, stored as plain text
             return token.encode()
 
     def apply_chat_template(
         self, messages: list[dict], add_generation_prompt: bool = True, tools: list[dict] | None = None, **variables
     ) -> str:
-        """One conversation as the text that the model was trained on.
+        """Renders one conversation in the format that the model was trained on.
 
         Args:
             messages: dicts with `role` and `content`; content may be absent beside `tool_calls`.
@@ -135,7 +135,7 @@ class Tokenizer:
 
 
 def _named_tokens(config: dict) -> dict[str, str]:
-    """`eos_token` and its like from tokenizer_config.json, where each is a string or a dict that describes one."""
+    """Returns `eos_token`, `pad_token` and so on of tokenizer_config.json, each a string or a dict with `content`."""
     tokens = {key: value for key, value in config.items() if key.endswith("_token")}
     tokens = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
     return {key: value for key, value in tokens.items() if isinstance(value, str)}

@@ -55,7 +55,7 @@ def break_off(fake: FakeHub, get) -> None:
     fake.breaks = set()
 
 
-def test_broken_download_goes_on_where_it_broke(fake, get, tmp_path):
+def test_broken_download_resumes_where_it_broke(fake, get, tmp_path):
     break_off(fake, get)
     folder = tmp_path / REPO
     assert {path.name for path in folder.iterdir()} == {STAGING, SHARDS[0]}
@@ -95,7 +95,7 @@ def test_a_server_that_ignores_ranges_is_asked_for_the_whole_file_again(fake, ge
     assert (get() / SHARDS[0]).read_bytes() == weights(1)
 
 
-def test_damaged_remains_are_found_and_fetched_anew(fake, get, tmp_path):
+def test_a_damaged_part_is_found_and_fetched_again(fake, get, tmp_path):
     break_off(fake, get)
     (part,) = (tmp_path / REPO / STAGING).iterdir()
     part.write_bytes(b"?" * BREAK)
@@ -104,7 +104,7 @@ def test_damaged_remains_are_found_and_fetched_anew(fake, get, tmp_path):
     assert (get() / SHARDS[1]).read_bytes() == weights(2)
 
 
-def test_whole_remains_are_not_asked_for(fake, get, tmp_path):
+def test_a_complete_part_is_not_fetched(fake, get, tmp_path):
     break_off(fake, get)
     (part,) = (tmp_path / REPO / STAGING).iterdir()
     part.write_bytes(weights(2))
@@ -113,7 +113,7 @@ def test_whole_remains_are_not_asked_for(fake, get, tmp_path):
     assert fake.fetched(SHARDS[1]) == []
 
 
-def test_remains_longer_than_the_file_are_fetched_anew(fake, get, tmp_path):
+def test_a_part_longer_than_the_file_is_fetched_again(fake, get, tmp_path):
     break_off(fake, get)
     (part,) = (tmp_path / REPO / STAGING).iterdir()
     part.write_bytes(b"?" * (SIZE + 1))
@@ -128,7 +128,7 @@ def test_second_download_fetches_no_weights(fake, get, tmp_path):
     assert resolve(REPO, tmp_path) == folder
 
 
-def test_second_download_mends_a_damaged_file(fake, get):
+def test_second_download_replaces_a_damaged_file(fake, get):
     folder = get()
     (folder / SHARDS[0]).write_bytes(weights(4))  # the same size
     assert (get() / SHARDS[0]).read_bytes() == weights(1)

@@ -1,4 +1,4 @@
-"""Text that arrives token by token: no half character, and nothing of a stop string."""
+"""Text that arrives token by token: whole characters, as soon as they are certain."""
 
 import time
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3.text.stream import IncrementalDecoder, StopStrings
+from qwen3.text.stream import IncrementalDecoder
 from qwen3.text.tokenizer import Tokenizer
 
 from .folders import ids_of, texts
@@ -84,24 +84,3 @@ def test_the_cost_of_a_token_does_not_grow(small, token):
             decoder.push(token_id)
         windows.append(time.perf_counter() - start)
     assert min(windows[-20:]) < 4 * min(windows[:20])
-
-
-PIECES = st.lists(st.text("ab!", max_size=4), max_size=12)
-
-
-@given(PIECES, st.lists(st.text("ab!", min_size=1, max_size=4), max_size=3))
-def test_text_up_to_the_earliest_stop_string_however_it_is_cut(pieces, stops):
-    filter_, out, stopped = StopStrings(tuple(stops)), "", False
-    seen = ""
-    for piece in pieces:
-        seen += piece
-        text, stopped = filter_.push(piece)
-        out += text
-        assert seen.startswith(out)
-        if stopped:
-            break
-    if not stopped:
-        out += filter_.finish()
-    places = [seen.find(stop) for stop in stops if stop in seen]
-    assert stopped == bool(places)
-    assert out == (seen[: min(places)] if places else seen)
