@@ -62,7 +62,6 @@ from triton.runtime.autotuner import Autotuner
 # The types that NumPy lacks, by Triton's name for them.
 _NARROW = {"bf16": torch.bfloat16, "fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
 _COMPARISONS = (np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal)
-_LOWEST = np.iinfo(np.int64).min
 
 
 def install() -> None:
@@ -240,7 +239,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 def _merged(extents: list[tuple[int, int]]) -> np.ndarray:
     """Row of starts and row of ends, disjoint and in order, after an empty extent that precedes every address."""
-    merged = [[_LOWEST, _LOWEST]]
+    merged = [[np.iinfo(np.int64).min] * 2]
     for start, end in sorted(extents):
         if start <= merged[-1][1]:
             merged[-1][1] = max(merged[-1][1], end)
