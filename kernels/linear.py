@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .rms_norm import DTYPES, MAX_HIDDEN, add_rms_norm, rms_norm
+from .weights import Weight
 
 MAX_TOKENS = 8  # the columns of the smallest tensor-core instruction
 MAX_VECTOR = 8192  # columns that one program holds at once
@@ -255,21 +256,21 @@ def _launch(
     return out, total, normed
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b: one launch up to MAX_TOKENS tokens, torch's matmul above.
 
     x [T, H], weight [N, H], bias [N] or None, all contiguous and of one dtype, float32, float16 or bfloat16 -> [T, N].
     Wide loads need an H that is divisible by 8; others are right and slow. Raises ValueError for other layouts or
     dtypes.
     """
-    _check(x, weight, bias)
+    _check(x, weight.data, bias)
     if 0 < x.shape[0] <= MAX_TOKENS:
-        return _launch(x, weight, bias)[0]
-    return F.linear(x, weight, bias)
+        return _launch(x, weight.data, bias)[0]
+    return F.linear(x, weight.data, bias)
 
 
 def add_norm_linear(
-    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The residual add, the RMSNorm (Zhang and Sennrich, 2019) and the projection that follows it.
 
@@ -278,7 +279,7 @@ def add_norm_linear(
     one token, and for MAX_TOKENS tokens if N is at most MAX_FUSED_OUTPUTS; else `rms_norm` or `add_rms_norm`, which
     writes the sum over the residual passed in, then `linear`. Raises ValueError for other layouts or dtypes.
     """
-    _check(x, weight, bias)
+    _check(x, weight.data, bias)
     if x.shape[1] > MAX_HIDDEN:
         raise ValueError(f"x must have at most {MAX_HIDDEN} columns, got {list(x.shape)}")
     _check_like("norm_weight", norm_weight, x, x.shape[1:])
@@ -286,7 +287,7 @@ def add_norm_linear(
         _check_like("residual", residual, x, x.shape)
     tokens, outputs = x.shape[0], weight.shape[0]
     if tokens == 1 or (0 < tokens <= MAX_TOKENS and outputs <= MAX_FUSED_OUTPUTS):
-        out, total, normed = _launch(x, weight, bias, residual, norm_weight, eps)
+        out, total, normed = _launch(x, weight.data, bias, residual, norm_weight, eps)
         return out, x if total is None else total, normed
     if residual is None:
         normed, total = rms_norm(x, norm_weight, eps), x

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .moe_route import DTYPES, sort_by_expert
 from .moe_small import MAX_TOKENS, moe_small
+from .weights import Weight
 
 __all__ = ["moe_experts"]
 
@@ -225,8 +226,8 @@ def _check(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tens
     def refuse(wanted: str) -> NoReturn:
         tensors = {
             "x": x,
-            "gate_up_weight": gate_up_weight,
-            "down_weight": down_weight,
+            "gate_up": gate_up_weight,
+            "down": down_weight,
             "weights": weights,
             "expert_ids": expert_ids,
         }
@@ -239,26 +240,27 @@ def _check(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tens
     if any(t.device != x.device for t in (*floats, expert_ids)):
         refuse("tensors on one device")
     if [t.ndim for t in (*floats, expert_ids)] != [2, 3, 3, 2, 2]:
-        refuse("x [T, H], gate_up_weight [E, 2 I, H], down_weight [E, H, I], weights and expert_ids [T, k]")
+        refuse("x [T, H], gate_up [E, 2 I, H], down [E, H, I], weights and expert_ids [T, k]")
     (tokens, H), (E, _, I) = x.shape, down_weight.shape
     shapes = [(tokens, H), (E, 2 * I, H), (E, H, I), (tokens, expert_ids.shape[1])]
     if [tuple(t.shape) for t in floats] != shapes or expert_ids.shape[0] != tokens:
-        refuse("x [T, H], gate_up_weight [E, 2 I, H], down_weight [E, H, I], weights and expert_ids [T, k]")
+        refuse("x [T, H], gate_up [E, 2 I, H], down [E, H, I], weights and expert_ids [T, k]")
     if not 1 <= expert_ids.shape[1] <= 16 or not 1 <= E <= 512:
         refuse("1 to 16 experts per token of 1 to 512")
     if any(t.stride(-1) != 1 for t in floats[:3]) or not weights.is_contiguous() or not expert_ids.is_contiguous():
         refuse("contiguous rows, and contiguous weights and expert_ids")
 
 
-def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
+def moe_experts(x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, expert_ids: Tensor) -> Tensor:
     """The weighted sum of each token's experts: sum over k of weight * down(silu(gate(x)) * up(x)).
 
-    x [T, H], gate_up_weight [E, 2 I, H] (gate rows, then up rows), down_weight [E, H, I], weights [T, k], all
+    x [T, H], gate_up [E, 2 I, H] (gate rows, then up rows), down [E, H, I], weights [T, k], all
     float32, float16 or bfloat16; expert_ids [T, k] int64 in 0 to E - 1 (not checked: the values stay on the device)
     -> [T, H] in x's dtype. Up to 512 experts and 16 per token. Rows may lie apart, by a multiple of 8 elements for
     full speed. Up to 16 tokens take two launches, more take four; the bits are the same every time. Raises
     ValueError for another layout. Sparsely gated experts: Shazeer et al., 2017; with SwiGLU: Shazeer, 2020.
     """
+    gate_up_weight, down_weight = gate_up.data, down.data
     _check(x, gate_up_weight, down_weight, weights, expert_ids)
     if len(x) == 0:
         return torch.empty_like(x)

@@ -20,11 +20,11 @@ def route_kernel(
     logits_stride,
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
-    RENORMALISE: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """weight = softmax(logits)[expert] for the k largest logits, divided by their sum when RENORMALISE.
+    """weight = softmax(logits)[expert] for the k largest logits, divided by their sum when RENORMALIZE.
 
     logits [T, E], weights [T, k], expert_ids [T, k] int64. Grid (T,): a program is one warp and owns one token.
     """
@@ -52,19 +52,19 @@ def route_kernel(
     value = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     kept = place < TOP_K
     weight = tl.where(kept, tl.exp(value - largest) / total, 0.0)
-    if RENORMALISE:
+    if RENORMALIZE:
         weight = weight / tl.sum(weight, 0)
     out = token * TOP_K + place
     tl.store(weights_ptr + out, weight.to(weights_ptr.dtype.element_ty), mask=kept)
     tl.store(expert_ids_ptr + out, ids.to(tl.int64), mask=kept)
 
 
-def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def route(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """The experts of each token and their weights, in one launch (Shazeer et al., 2017).
 
     router_logits [T, E] float32, float16 or bfloat16 -> (weights [T, k] in their dtype, expert_ids [T, k] int64), the
     likeliest expert first, of equal ones the lowest id. Softmax in float32 over all experts, top-k, weights divided
-    by their sum when `renormalise`, rounded last. A logit may be -inf. Raises ValueError for another layout.
+    by their sum when `renormalize`, rounded last. A logit may be -inf. Raises ValueError for another layout.
     """
     if router_logits.ndim != 2 or router_logits.dtype not in DTYPES or router_logits.stride(1) != 1:
         raise ValueError(
@@ -84,7 +84,7 @@ def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor,
             router_logits.stride(0),
             NUM_EXPERTS=experts,
             TOP_K=top_k,
-            RENORMALISE=renormalise,
+            RENORMALIZE=renormalize,
             BLOCK_E=triton.next_power_of_2(experts),
             BLOCK_K=triton.next_power_of_2(top_k),
             num_warps=1,

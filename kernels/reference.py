@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cpu import causal_attention, product, products, row_products
+from .paged_cache import PagedCache
 from .philox import uniform
+from .weights import Weight
 
 __all__ = [
     "add_norm_linear",
@@ -40,14 +42,14 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
+def embedding(token_ids: Tensor, weight: Weight) -> Tensor:
     """Rows of the table. token_ids [T] int64, weight [V, H] -> [T, H]."""
-    return F.embedding(token_ids, weight)
+    return F.embedding(token_ids, weight.data)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b. x [T, H], weight [N, H], bias [N] -> [T, N]."""
-    return product(x, weight, bias).contiguous()
+    return product(x, weight.data, bias).contiguous()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -72,7 +74,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def add_norm_linear(
-    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The residual add, the norm and the projection that follows: add_rms_norm, then linear.
 
@@ -106,14 +108,14 @@ def qk_norm_rope_cache(
     positions: Tensor,
     rope_table: Tensor,
     slot_mapping: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: PagedCache,
 ) -> Tensor:
     """Per-head RMSNorm of q and k, RoPE on both, K and V written to their slots; V is untouched.
 
     qkv [T, (Hq + 2 Hkv) D] from the fused projection, q_weight and k_weight [D], positions [T], slot_mapping [T]
     int64 (-1 writes nothing), caches [num_blocks, Hkv, block_size, D] -> q [T, Hq, D].
     """
+    key_cache, value_cache = cache
     _, kv_heads, block_size, head_dim = key_cache.shape
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     q_heads = heads.shape[1] - 2 * kv_heads
@@ -135,7 +137,7 @@ def qk_norm_rope_cache(
     return q
 
 
-def _gather(caches: tuple[Tensor, Tensor], block_tables: Tensor, length: int) -> tuple[Tensor, ...]:
+def _gather(caches: PagedCache, block_tables: Tensor, length: int) -> tuple[Tensor, ...]:
     """The first `length` slots of each table: two of [num_blocks, Hkv, block_size, D] -> two of [S, Hkv, length, D]."""
     num_blocks, kv_heads, block_size, head_dim = caches[0].shape
     blocks = block_tables[:, None, : -(-length // block_size)]
@@ -144,24 +146,22 @@ def _gather(caches: tuple[Tensor, Tensor], block_tables: Tensor, length: int) ->
     return tuple(p.view(len(blocks), kv_heads, -1, head_dim)[:, :, :length] for p in pages)
 
 
-def decode_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, context_lengths: Tensor, scale: float
-) -> Tensor:
+def decode_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_lens: Tensor, scale: float) -> Tensor:
     """Grouped-query attention of one query token per sequence over its pages (PagedAttention, Kwon et al., 2023).
 
-    q [S, Hq, D], caches [num_blocks, Hkv, block_size, D], block_tables [S, max_blocks], context_lengths [S] including
+    q [S, Hq, D], caches [num_blocks, Hkv, block_size, D], block_tables [S, max_blocks], seq_lens [S] including
     the query token; length 0 gives zeros -> [S, Hq, D]. Query head h reads key/value head h // (Hq / Hkv).
     """
     sequences, q_heads, head_dim = q.shape
-    kv_heads = key_cache.shape[1]
-    lengths = context_lengths.tolist()
+    kv_heads = cache.keys.shape[1]
+    lengths = seq_lens.tolist()
     longest = max(lengths, default=0)
     if longest == 0:
         return torch.zeros_like(q)
-    keys, values = _gather((key_cache, value_cache), block_tables, longest)
+    keys, values = _gather(cache, block_tables, longest)
     mask = None
     if min(lengths) < longest:
-        mask = torch.arange(longest, device=q.device) < context_lengths[:, None]
+        mask = torch.arange(longest, device=q.device) < seq_lens[:, None]
         # A slot that was never written may hold NaN, and 0 * NaN is NaN.
         unused = ~mask[:, None, :, None]
         keys, values = keys.masked_fill(unused, 0), values.masked_fill(unused, 0)
@@ -170,32 +170,31 @@ def decode_attention(
     grouped = q.view(sequences, kv_heads, q_heads // kv_heads, head_dim)
     out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     if min(lengths) == 0:
-        out = out.masked_fill(context_lengths.view(-1, 1, 1, 1) == 0, 0)
+        out = out.masked_fill(seq_lens.view(-1, 1, 1, 1) == 0, 0)
     return out.reshape(sequences, q_heads, head_dim)
 
 
 def prefill_attention(
     q: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: PagedCache,
     block_tables: Tensor,
-    query_starts: Tensor,
-    context_lengths: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
     scale: float,
 ) -> Tensor:
     """Causal grouped-query attention of several query tokens per sequence over its pages.
 
-    q [T, Hq, D]: the queries of sequence s are rows query_starts[s] to query_starts[s + 1], and they are the last of
-    its context_lengths[s] tokens. query_starts [S + 1], block_tables [S, max_blocks] -> [T, Hq, D].
+    q [T, Hq, D]: the queries of sequence s are rows query_start_loc[s] to query_start_loc[s + 1], the last of
+    its seq_lens[s] tokens. query_start_loc [S + 1], block_tables [S, max_blocks] -> [T, Hq, D].
     """
-    kv_heads = key_cache.shape[1]
-    starts = query_starts.tolist()
+    kv_heads = cache.keys.shape[1]
+    starts = query_start_loc.tolist()
     by_block = q.device.type == "cpu" and q.dtype != torch.float64 and not torch.is_grad_enabled()
     outs = []
-    for s, length in enumerate(context_lengths.tolist()):
+    for s, length in enumerate(seq_lens.tolist()):
         queries = q[starts[s] : starts[s + 1]].transpose(0, 1)
         n = queries.shape[1]
-        keys, values = _gather((key_cache, value_cache), block_tables[s : s + 1], length)
+        keys, values = _gather(cache, block_tables[s : s + 1], length)
         if by_block and n > 128:
             outs.append(causal_attention(queries, keys[0], values[0], scale).transpose(0, 1))
             continue
@@ -216,14 +215,14 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate.contiguous() if gate.dtype == torch.bfloat16 else gate) * up
 
 
-def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def route(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """The experts of each token and their weights. router_logits [T, E] -> (weights [T, k], expert_ids [T, k] int64).
 
-    Softmax wide over all experts, top-k, weights divided by their sum when `renormalise`, rounded to the dtype of the
+    Softmax wide over all experts, top-k, weights divided by their sum when `renormalize`, rounded to the dtype of the
     logits last.
     """
     logits = _wide(router_logits)
-    if renormalise:
+    if renormalize:
         # The softmax over the k largest: what all experts' softmax, divided by its sum over these, comes to.
         logits, expert_ids = logits.topk(top_k, dim=-1)
         weights = logits.softmax(-1)
@@ -232,13 +231,14 @@ def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor,
     return weights.to(router_logits.dtype), expert_ids
 
 
-def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
+def moe_experts(x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, expert_ids: Tensor) -> Tensor:
     """The weighted sum of each token's experts: sum over k of weight * down(swiglu(gate_up(x))).
 
     x [T, H], gate_up_weight [E, 2 I, H], down_weight [E, H, I], weights and expert_ids [T, k] -> [T, H]. The rows of
     an expert lie together; small experts whose load is even get rows of padding, so that one batched product does them.
     """
     tokens, top_k = expert_ids.shape
+    gate_up_weight, down_weight = gate_up.data, down.data
     if tokens == 1:
         # Nothing to gather.
         hit = expert_ids[0].tolist()

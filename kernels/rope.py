@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .paged_cache import PagedCache
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 512
 
@@ -164,8 +166,7 @@ def qk_norm_rope_cache(
     positions: Tensor,
     rope_table: Tensor,
     slot_mapping: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: PagedCache,
 ) -> Tensor:
     """Per-head RMSNorm of q and k, RoPE on both, K and V written to their slots; V is untouched.
 
@@ -174,6 +175,7 @@ def qk_norm_rope_cache(
     int64, a slot of -1 writes nothing, others must be distinct; rope_table as in `rope` -> q [T, Hq, D]. Raises
     ValueError for other layouts or dtypes.
     """
+    key_cache, value_cache = cache
     _need(qkv.dim() == 2, f"qkv must be [T, (Hq + 2 Hkv) * D], got {list(qkv.shape)}")
     _need(qkv.dtype in DTYPES, f"qkv must be float32, float16 or bfloat16, got {qkv.dtype}")
     _need(qkv.is_contiguous(), f"qkv must be contiguous, got strides {qkv.stride()}")

@@ -7,6 +7,8 @@ import torch
 
 from qwen3_kernels import cpu
 from qwen3_kernels import reference as ops
+from qwen3_kernels.paged_cache import PagedCache
+from qwen3_kernels.weights import Dense
 
 SCALE = 0.3
 
@@ -14,7 +16,7 @@ SCALE = 0.3
 def pages(lengths, kv_heads=2, block_size=4, head_dim=8, dtype=torch.float32, seed=0):
     """Random K and V of every sequence, and the same in shuffled pages whose unused slots hold NaN.
 
-    -> keys and values per sequence [Hkv, length, D], key cache, value cache, block tables.
+    -> keys and values per sequence [Hkv, length, D], cache, block tables.
     """
     generator = torch.Generator().manual_seed(seed)
     used = [-(-length // block_size) for length in lengths]
@@ -30,7 +32,7 @@ def pages(lengths, kv_heads=2, block_size=4, head_dim=8, dtype=torch.float32, se
             kept.append(x)
             for i in range(length):
                 cache[blocks[i // block_size], :, i % block_size] = x[:, i]
-    return *plain, *caches, tables
+    return *plain, PagedCache(*caches), tables
 
 
 def plain_attention(q, keys, values):
@@ -53,9 +55,9 @@ LENGTHS = [0, 1, 3, 4, 5, 17]
 @pytest.mark.parametrize("lengths", [LENGTHS, [8, 8], [0], [0, 0], [1]])
 @pytest.mark.parametrize("q_heads", [2, 6])
 def test_decode_attention(lengths, q_heads):
-    keys, values, key_cache, value_cache, tables = pages(lengths)
+    keys, values, cache, tables = pages(lengths)
     q = torch.randn(len(lengths), q_heads, 8)
-    out = ops.decode_attention(q, key_cache, value_cache, tables, torch.tensor(lengths), SCALE)
+    out = ops.decode_attention(q, cache, tables, torch.tensor(lengths), SCALE)
     for s, length in enumerate(lengths):
         expected = plain_attention(q[s : s + 1], keys[s], values[s]) if length else torch.zeros(1, q_heads, 8)
         torch.testing.assert_close(out[s : s + 1], expected, atol=2e-6, rtol=1e-5)
@@ -66,10 +68,10 @@ def test_decode_attention(lengths, q_heads):
 @pytest.mark.parametrize("q_heads", [2, 6])
 def test_prefill_attention_whole_prompts_and_last_chunks(q_heads):
     lengths, new = [5, 17, 4, 1, 9], [5, 6, 1, 1, 9]
-    keys, values, key_cache, value_cache, tables = pages(lengths)
+    keys, values, cache, tables = pages(lengths)
     q = torch.randn(sum(new), q_heads, 8)
     starts = torch.tensor([0, *new]).cumsum(0)
-    out = ops.prefill_attention(q, key_cache, value_cache, tables, starts, torch.tensor(lengths), SCALE)
+    out = ops.prefill_attention(q, cache, tables, starts, torch.tensor(lengths), SCALE)
     for s in range(len(lengths)):
         rows = slice(starts[s], starts[s + 1])
         torch.testing.assert_close(out[rows], plain_attention(q[rows], keys[s], values[s]), atol=2e-6, rtol=1e-5)
@@ -93,9 +95,9 @@ def test_qk_norm_rope_cache_writes_its_slots_and_nothing_else():
     qkv = torch.randn(tokens, (q_heads + 2 * kv_heads) * dim)
     q_weight, k_weight = torch.randn(dim), torch.randn(dim)
     table, positions = torch.randn(50, dim), torch.tensor([7, 0, 49, 3, 3])
-    caches = [torch.full((4, kv_heads, 4, dim), 99.0) for _ in range(2)]
+    caches = PagedCache(*(torch.full((4, kv_heads, 4, dim), 99.0) for _ in range(2)))
     slots = torch.tensor([13, -1, 0, 6, 3])
-    q = ops.qk_norm_rope_cache(qkv, q_weight, k_weight, 1e-6, positions, table, slots, *caches)
+    q = ops.qk_norm_rope_cache(qkv, q_weight, k_weight, 1e-6, positions, table, slots, caches)
     parts = qkv.view(tokens, -1, dim)
     expected_q = ops.rope(ops.rms_norm(parts[:, :4], q_weight, 1e-6), positions, table)
     expected_k = ops.rope(ops.rms_norm(parts[:, 4:6], k_weight, 1e-6), positions, table)
@@ -119,9 +121,9 @@ def test_rms_norm_rounds_before_the_weight():
     out, total = ops.add_rms_norm(x, residual, weight, 1e-6)
     assert torch.equal(total, residual + x) and torch.equal(out, ops.rms_norm(total, weight, 1e-6))
     projection = torch.randn(5, 64).bfloat16()
-    got = ops.add_norm_linear(x, residual, weight, 1e-6, projection)
+    got = ops.add_norm_linear(x, residual, weight, 1e-6, Dense(projection))
     assert torch.equal(got[0], out @ projection.t()) and torch.equal(got[1], total) and torch.equal(got[2], out)
-    got = ops.add_norm_linear(x, None, weight, 1e-6, projection)
+    got = ops.add_norm_linear(x, None, weight, 1e-6, Dense(projection))
     assert torch.equal(got[1], x) and torch.equal(got[2], ops.rms_norm(x, weight, 1e-6))
 
 
@@ -138,17 +140,17 @@ def test_rms_norm_of_one_row_is_that_of_many(dtype, eps):
 @pytest.mark.parametrize("outputs", [24, 3300])
 def test_linear_is_torch_linear(rows, dtype, outputs):
     x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((rows, 40), (outputs, 40), (outputs,)))
-    torch.testing.assert_close(ops.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
-    torch.testing.assert_close(ops.linear(x, weight), torch.nn.functional.linear(x, weight))
+    torch.testing.assert_close(ops.linear(x, Dense(weight), bias), torch.nn.functional.linear(x, weight, bias))
+    torch.testing.assert_close(ops.linear(x, Dense(weight)), torch.nn.functional.linear(x, weight))
 
 
-@pytest.mark.parametrize("renormalise", [True, False])
-def test_route(renormalise):
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_route(renormalize):
     logits = torch.randn(7, 16)
-    weights, ids = ops.route(logits, 4, renormalise)
+    weights, ids = ops.route(logits, 4, renormalize)
     probabilities = logits.softmax(-1)
     assert torch.equal(ids, probabilities.topk(4).indices)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(7) if renormalise else probabilities.topk(4).values.sum(-1))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(7) if renormalize else probabilities.topk(4).values.sum(-1))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,10 @@ def test_moe_experts(tokens, experts, top_k):
         for weight, e in zip(weights[t], ids[t]):
             gate, up = (gate_up[e] @ x[t]).chunk(2)
             expected[t] += weight * (down[e] @ (gate * gate.sigmoid() * up))
-    out, above = ops.moe_experts(x, gate_up, down, weights, ids), torch.randn(tokens, 12, dtype=torch.float64)
+    out, above = (
+        ops.moe_experts(x, Dense(gate_up), Dense(down), weights, ids),
+        torch.randn(tokens, 12, dtype=torch.float64),
+    )
     torch.testing.assert_close(out, expected)
     gradients = (torch.autograd.grad(y, inputs, above, retain_graph=True) for y in (out, expected))
     for got, wanted in zip(*gradients):
@@ -177,7 +182,7 @@ def test_moe_experts(tokens, experts, top_k):
 def test_moe_experts_all_tokens_to_the_same_expert():
     x, gate_up, down = torch.randn(6, 12), torch.randn(4, 20, 12), torch.randn(4, 12, 10)
     ids = torch.full((6, 1), 2)
-    out = ops.moe_experts(x, gate_up, down, torch.full((6, 1), 0.5), ids)
+    out = ops.moe_experts(x, Dense(gate_up), Dense(down), torch.full((6, 1), 0.5), ids)
     torch.testing.assert_close(out, 0.5 * ops.swiglu(x @ gate_up[2].t()) @ down[2].t())
 
 
@@ -186,10 +191,10 @@ def test_moe_experts_all_tokens_to_the_same_expert():
 @pytest.mark.parametrize("scores", [cpu._SCORES, 2**13])
 def test_attention_by_blocks_of_queries(n, length, scores, monkeypatch):
     monkeypatch.setattr(cpu, "_SCORES", scores)
-    keys, values, key_cache, value_cache, tables = pages([length])
+    keys, values, cache, tables = pages([length])
     q = torch.randn(n, 4, 8)
     starts, lengths = torch.tensor([0, n]), torch.tensor([length])
-    out = ops.prefill_attention(q, key_cache, value_cache, tables, starts, lengths, SCALE)
+    out = ops.prefill_attention(q, cache, tables, starts, lengths, SCALE)
     torch.testing.assert_close(out, plain_attention(q, keys[0], values[0]), atol=2e-6, rtol=1e-5)
 
 
@@ -206,7 +211,7 @@ def test_experts_padded_or_one_by_one(tokens, experts, hidden, inter, even, dtyp
     down = (torch.randn(experts, hidden, inter) / inter**0.5).to(dtype)
     scores = torch.rand(tokens, experts) - torch.tensor([0.0] * (experts - 1) + [0.0 if even else 2.0])
     weights, ids = scores.topk(2)
-    out = ops.moe_experts(x, gate_up, down, weights.to(dtype), ids)
+    out = ops.moe_experts(x, Dense(gate_up), Dense(down), weights.to(dtype), ids)
     exact = torch.zeros(tokens, hidden, dtype=torch.float64)
     for t in range(tokens):
         for weight, e in zip(weights[t].to(dtype).double(), ids[t].tolist()):
