@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .. import triton_ops as ops
 from ..moe_experts import TILES as EXPERT_TILES
+from ..paged_cache import PagedCache
+from ..weights import Dense
 from .record import Launch, launches_of
 
 # All others stream weights, keys and values, or whole rows, and must do so with wide loads. These read ids and logits.
@@ -57,25 +59,25 @@ def calls(m: Model) -> Iterator[tuple[str, Callable, tuple]]:
     table = floats(40960, D)
     yield f"heads={heads}", ops.rope, (empty(T, heads, D), ids(T), table)
     for block_size in (16, 256):  # smaller and larger than every tile of attention
-        cache = empty(64, kv_heads, block_size, D), empty(64, kv_heads, block_size, D)
-        new = empty(T, qkv), empty(D), empty(D), eps, ids(T), table, ids(T), *cache
+        cache = PagedCache(empty(64, kv_heads, block_size, D), empty(64, kv_heads, block_size, D))
+        new = empty(T, qkv), empty(D), empty(D), eps, ids(T), table, ids(T), cache
         yield f"block_size={block_size}", ops.qk_norm_rope_cache, new
         for dtype in (torch.bfloat16, torch.float32):
             label = f"{str(dtype)[6:]} block_size={block_size}"
-            cached = [x.to(dtype) for x in cache]
+            cached = PagedCache(cache.keys.to(dtype), cache.values.to(dtype))
             tables = ids(S, 8192 // block_size)
-            yield label, ops.decode_attention, (empty(S, heads, D, dtype=dtype), *cached, tables, ids(S), D**-0.5)
+            yield label, ops.decode_attention, (empty(S, heads, D, dtype=dtype), cached, tables, ids(S), D**-0.5)
             q = empty(T, heads, D, dtype=dtype)
-            yield label, ops.prefill_attention, (q, *cached, tables, ids(S + 1), ids(S), D**-0.5)
+            yield label, ops.prefill_attention, (q, cached, tables, ids(S + 1), ids(S), D**-0.5)
 
     for tokens in (1, 8):  # a dot product for each output, and tensor cores
         for name, outputs in (("router", E), ("qkv", qkv), ("lm_head", V)):
-            x, residual, norm, weight = empty(tokens, H), empty(tokens, H), empty(H), empty(outputs, H)
+            x, residual, norm, weight = empty(tokens, H), empty(tokens, H), empty(H), Dense(empty(outputs, H))
             yield f"{name} {tokens} tokens", ops.add_norm_linear, (x, residual, norm, eps, weight)
-        yield f"o_proj {tokens} tokens", ops.linear, (empty(tokens, heads * D), empty(H, heads * D))
+        yield f"o_proj {tokens} tokens", ops.linear, (empty(tokens, heads * D), Dense(empty(H, heads * D)))
 
     yield f"{E} experts top {k}", ops.route, (empty(8192, E), k, True)
-    experts = empty(E, 2 * I, H), empty(E, H, I)
+    experts = Dense(empty(E, 2 * I, H)), Dense(empty(E, H, I))
     # Up to 16 tokens have kernels of their own; of the others, each row of the tile table at the most tokens it is for.
     for tokens in (1, 16, 32, *(int(min(8192, tile.max_rows * E // k)) for tile in EXPERT_TILES)):
         yield f"{tokens} tokens", ops.moe_experts, (empty(tokens, H), *experts, empty(tokens, k), ids(tokens, k))
