@@ -1,4 +1,6 @@
-from setuptools import setup
+from setuptools import find_packages, setup
+
+KERNELS = ["qwen3_kernels", *(f"qwen3_kernels.{name}" for name in find_packages("kernels"))]
 
 setup(
     name="qwen3-triton",
@@ -8,9 +10,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["qwen3_kernels", "qwen3_kernels.testing", "qwen3", "qwen3.tiny"],
+    packages=[*KERNELS, *find_packages(include=["qwen3", "qwen3.*"])],
     package_dir={"qwen3_kernels": "kernels"},
-    package_data={"qwen3_kernels": ["*.json"], "qwen3.tiny": ["*.json", "*.safetensors", "*.md"]},
+    package_data={"qwen3_kernels.aot": ["*.json"], "qwen3.tiny": ["*.json", "*.safetensors", "*.md"]},
     install_requires=[
         "torch>=2.9,<2.14",
         "triton>=3.6,<3.10; sys_platform == 'linux'",
