@@ -1,26 +1,25 @@
 import re
 from pathlib import Path
 
-from setuptools import find_namespace_packages, find_packages, setup
+from setuptools import find_packages, setup
 
-[version] = re.findall(r'^__version__ = "(.+)"$', Path("qwen3/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+ROOT = Path(__file__).parent
+[version] = re.findall(r'^__version__ = "(.+)"$', (ROOT / "qwen3/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+KERNELS = ["qwen3_kernels", *(f"qwen3_kernels.{name}" for name in find_packages("kernels"))]
 
 setup(
     name="qwen3-triton",
     version=version,
     description="A small, readable, fast engine for the Qwen3-MoE family, in PyTorch and Triton",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[
-        "qwen3_kernels",
-        *("qwen3_kernels." + name for name in find_namespace_packages("kernels")),
-        *find_packages(include=["qwen3", "qwen3.*"]),
-    ],
+    packages=[*KERNELS, *find_packages(include=["qwen3", "qwen3.*"])],
     package_dir={"qwen3_kernels": "kernels"},
     package_data={
-        "qwen3_kernels": ["*.json"],
+        "qwen3_kernels": ["py.typed"],
+        "qwen3_kernels.aot": ["*.json"],
         "qwen3": ["py.typed"],
         "qwen3.tiny": ["*.json", "*.safetensors", "*.md"],
     },

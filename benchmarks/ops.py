@@ -2,15 +2,13 @@
 
 At the shapes of one layer of real models. On a GPU: Triton, reference, eager, compiled, and other libraries that are
 installed, each call with an empty L2 cache. Without one: the reference path beside an eager form on this CPU, and what
-the compiler says about each kernel (registers, spills, bytes, roofline time of an H100). A side is timed only after its
+the compiler says about each kernel (registers, spills, blocks of a multiprocessor). A side is timed only after its
 error against float64 was at most twice the reference's own. The limit is measured: bytes that a large copy reads and
 writes, operations of a large matmul. What fits into a cache can be faster than the copy.
 """
 
 import argparse
-import importlib
 import importlib.util
-import json
 from collections.abc import Callable
 from functools import partial
 
@@ -150,35 +148,18 @@ def matmul_speed(device: str, dtype: torch.dtype) -> float:
 
 
 def compiled_kernels() -> list[dict]:
-    """What the ahead-of-time table and the kernels' own cases say; nothing without Triton."""
+    """What the ahead-of-time table says of one architecture; nothing without Triton."""
     if importlib.util.find_spec("triton") is None:
         print("Triton is not installed: its compiled kernels are left out")
         return []
-    from qwen3_kernels import aot
+    from qwen3_kernels.aot import table
 
-    table = json.loads(aot.TABLE.read_text())["kernels"]
     rows = []
-    for model, module in ((model, module) for model in aot.MODELS for module in aot.MODULES):
-        for case in importlib.import_module(f"qwen3_kernels.{module}").aot_cases(aot.MODELS[model]):
-            compiled = table[f"{model}/{AOT_ARCHITECTURE}/{module}/{case.name}"]
-            roofline = max(case.bytes_moved / aot.H100_BYTES_PER_SECOND, case.flops / aot.H100_FLOPS)
-            rows.append(
-                {
-                    "figure": "compiled",
-                    "model": model,
-                    "module": module,
-                    "kernel": case.name,
-                    "architecture": AOT_ARCHITECTURE,
-                    "programs": case.programs,
-                    "registers": compiled["registers"],
-                    "spill_bytes": compiled["spill_bytes"],
-                    "blocks_per_multiprocessor": compiled["blocks_per_sm"],
-                    "wide_load_share": compiled["wide_load_share"],
-                    "bytes": case.bytes_moved,
-                    "flops": case.flops,
-                    "h100_roofline_us": roofline * 1e6,
-                }
-            )
+    for key, compiled in table.read()["kernels"].items():
+        model, architecture, module, kernel = key.split("/")
+        if architecture == AOT_ARCHITECTURE:
+            names = {"model": model, "module": module, "kernel": kernel, "architecture": architecture}
+            rows.append({"figure": "compiled"} | names | compiled)
     return rows
 
 

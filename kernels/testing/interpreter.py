@@ -27,9 +27,9 @@ How to use it:
     from qwen3_kernels.testing import interpreter
     interpreter.install()                     # before the first launch; a second call does nothing
 
-OpenBLAS's threads only hinder each other in a product as small as one tl.dot: 128 x 128 x 128 took 75 times longer with
-two. A mistake arrives as triton.runtime.errors.InterpreterError, whose text holds the error raised here. Kernels need
-no flag for the interpreter: upcast after the load, compute in float32, narrow before the dot or the store.
+In a product as small as one tl.dot, OpenBLAS's threads only hinder each other. A mistake arrives as InterpreterError,
+whose text holds the error raised here. Kernels need no flag: upcast after the load, compute in float32, narrow before
+the dot or the store.
 
 Rules. A launch may touch the tensors among its arguments (alone, in tuples, in tensor descriptors), each from its
 view's first element to its last, not the storage around it: guard a tensor by slicing it out of a larger one. Gaps
@@ -39,10 +39,9 @@ in every integer +, - and *, also in lanes that a mask drops later; where wrappi
 `half: tl.constexpr = D // 2`: the interpreter, unlike the compiler, makes tensors of others. Call gdc_wait through its
 module: a name imported from there before install() stays the stock one.
 
-What this still cannot show: races and waits between programs or warps, shared memory, registers and spills, tf32
-(input_precision is ignored, float32 dots are better here than by default on a GPU), the order of a GPU's sums, and
-whatever the compiler rejects. bf16 atomics, inline assembly, libdevice and other fp8 types are as in the stock
-interpreter. install() replaces private names of Triton and refuses a version that lacks one of them.
+Not shown: races and waits between programs or warps, shared memory, registers and spills, tf32 (float32 dots are better
+here than by default on a GPU), the order of a GPU's sums, and whatever the compiler rejects. bf16 atomics, inline
+assembly, libdevice and other fp8 types are as in the stock interpreter. install() replaces private names of Triton.
 """
 
 import ast
@@ -60,16 +59,13 @@ from triton.language.extra import cuda
 from triton.runtime import interpreter as stock
 from triton.runtime.autotuner import Autotuner
 
-__all__ = ["install"]
-
 # The types that NumPy lacks, by Triton's name for them.
 _NARROW = {"bf16": torch.bfloat16, "fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
 _COMPARISONS = (np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal)
-_LOWEST = np.iinfo(np.int64).min
 
 
 def install() -> None:
-    """Mend the interpreter of this process, as the module's docstring says.
+    """Correct the interpreter of this process, as the module's docstring says.
 
     Raises RuntimeError, and changes nothing, when TRITON_INTERPRET was not set before triton was imported or when this
     version of Triton lacks something that is replaced.
@@ -79,10 +75,10 @@ def install() -> None:
     if hasattr(stock.InterpreterBuilder, "extents"):
         return
     try:
-        replacements = [(owner, name, mend(getattr(owner, name))) for owner, name, mend in _mends()]
+        replacements = [(owner, name, correct(getattr(owner, name))) for owner, name, correct in _corrections()]
         checked_options = dataclasses.replace(stock.interpreter_builder.options, debug=True)
     except (AttributeError, TypeError) as error:
-        raise RuntimeError(f"cannot mend the interpreter of Triton {triton.__version__}: {error}") from error
+        raise RuntimeError(f"cannot correct the interpreter of Triton {triton.__version__}: {error}") from error
     for owner, name, replacement in replacements:
         setattr(owner, name, replacement)
     # Triton checks integer overflow by device_assert, which the stock options turn off.
@@ -96,7 +92,7 @@ def install() -> None:
     stock.InterpretedFunction.rewritten_fn.clear()
 
 
-def _mends() -> list[tuple[Any, str, Callable]]:
+def _corrections() -> list[tuple[Any, str, Callable]]:
     """What is replaced: owner, name, and the function that makes the replacement out of the stock one."""
     builder = stock.InterpreterBuilder
     return [
@@ -174,7 +170,7 @@ def _exact_fp_to_fp(old: Callable) -> Callable:
     def create_fp_to_fp(self, src, dst_type, rounding_mode):
         narrows = dst_type.scalar.name in _NARROW
         if narrows and rounding_mode not in (None, stock._ir.ROUNDING_MODE.RTNE):
-            raise NotImplementedError(f"cast to {dst_type.scalar}: only rounding to nearest even is mended")
+            raise NotImplementedError(f"cast to {dst_type.scalar}: only rounding to nearest even is supported")
         if narrows or _is_narrow(src):
             return self.cast_impl(src, dst_type)
         return old(self, src, dst_type, rounding_mode)
@@ -243,7 +239,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 def _merged(extents: list[tuple[int, int]]) -> np.ndarray:
     """Row of starts and row of ends, disjoint and in order, after an empty extent that precedes every address."""
-    merged = [[_LOWEST, _LOWEST]]
+    merged = [[np.iinfo(np.int64).min] * 2]
     for start, end in sorted(extents):
         if start <= merged[-1][1]:
             merged[-1][1] = max(merged[-1][1], end)
@@ -283,16 +279,16 @@ def _check_bounds(builder: Any, what: str, pointers: Any, mask: np.ndarray) -> N
 def _bounded(what: str, pointers: int, mask: int | None) -> Callable:
     """Memory operations used any address, to the point of a segmentation fault. The numbers are argument positions."""
 
-    def mend(old: Callable) -> Callable:
+    def correct(old: Callable) -> Callable:
         def access(self, *args, **kwargs):
             # A descriptor's mask is a bare array on 3.6, and its .data a buffer.
-            active = np.True_ if mask is None else np.asarray(args[mask].data)
+            active = np.asarray(True if mask is None else args[mask].data)
             _check_bounds(self, what, args[pointers], active)
             return old(self, *args, **kwargs)
 
         return access
 
-    return mend
+    return correct
 
 
 def _boolean_splat(old: Callable) -> Callable:

@@ -135,4 +135,4 @@ def test_compiled_kernels_come_from_the_table():
     pytest.importorskip("triton")
     rows = ops.compiled_kernels()
     assert {row["module"] for row in rows} >= {"attention_decode", "moe_small", "linear"}
-    assert all(row["registers"] > 0 and row["h100_roofline_us"] > 0 for row in rows)
+    assert all(row["registers"] > 0 and row["blocks_per_sm"] > 0 for row in rows)

@@ -31,14 +31,17 @@ class AttentionCase:
         *head, lengths, scale = self.decode_arguments()
         return *head, self.query_start_loc, lengths, scale
 
+    def plain_tables(self) -> "AttentionCase":
+        """The same with block 0 in place of missing ones."""
+        return replace(self, block_tables=self.block_tables.masked_fill(self.block_tables == NO_PAGE, 0))
+
     def plain(self, dtype: torch.dtype) -> "AttentionCase":
-        """The same values in `dtype`, unused slots and missing pages zero."""
+        """The same values in `dtype`, unused slots zero, block 0 in place of missing ones."""
         return replace(
-            self,
+            self.plain_tables(),
             q=self.q.to(dtype),
             key_cache=self.key_cache.nan_to_num().to(dtype),
             value_cache=self.value_cache.nan_to_num().to(dtype),
-            block_tables=self.block_tables.masked_fill(self.block_tables == NO_PAGE, 0),
         )
 
     def chunk(self, sequence: int, start: int, stop: int) -> "AttentionCase":

@@ -22,10 +22,11 @@ def run(case: AttentionCase) -> torch.Tensor:
         return prefill_attention(*case.prefill_arguments())
 
 
-def check(case: AttentionCase) -> torch.Tensor:
+def check(case: AttentionCase, largest_score: float = 0.0) -> torch.Tensor:
     out = run(case)
     exact = reference.prefill_attention(*case.plain(torch.float64).prefill_arguments())
-    assert_contract(out, exact, reference.prefill_attention(*case.plain(case.q.dtype).prefill_arguments()))
+    own = reference.prefill_attention(*case.plain(case.q.dtype).prefill_arguments())
+    assert_contract(out, exact, own, largest_score)
     return out
 
 
@@ -66,7 +67,8 @@ def test_head_dim(head_dim, dtype):
 
 
 def test_scores_far_apart():
-    check(attention_case([20, 150], [20, 9], dtype=torch.float32, sharpness=50))
+    """Rounding of a score is relative to the score, and so is that of its weight."""
+    check(attention_case([20, 150], [20, 9], dtype=torch.float32, sharpness=50), largest_score=128)
 
 
 @settings(max_examples=8, deadline=None)
