@@ -98,12 +98,12 @@ def check_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_lens
         )
     if key_cache.dim() != 4:
         raise ValueError(f"key_cache must be [num_blocks, kv_heads, block_size, head_dim], got {_kind(key_cache)}")
-    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        if cache.shape != key_cache.shape or cache.dtype != q.dtype or cache.device != q.device:
+    for name, tensor in (("key_cache", key_cache), ("value_cache", value_cache)):
+        if tensor.shape != key_cache.shape or tensor.dtype != q.dtype or tensor.device != q.device:
             wanted = f"{q.dtype} {list(key_cache.shape)} on {q.device}"
-            raise ValueError(f"{name} must be {wanted}, got {_kind(cache)}")
-        if not cache.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got {_kind(cache)}")
+            raise ValueError(f"{name} must be {wanted}, got {_kind(tensor)}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got {_kind(tensor)}")
     heads, head_dim = q.shape[1:]
     _, kv_heads, block_size, cache_head_dim = key_cache.shape
     if head_dim != cache_head_dim or not 1 <= head_dim <= MAX_HEAD_DIM:
