@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rms_norm import DTYPES, MAX_HIDDEN, add_rms_norm, rms_norm
+from .checks import DTYPES, require
+from .rms_norm import MAX_HIDDEN, add_rms_norm, rms_norm
 from .weights import Weight
 
 MAX_TOKENS = 8  # the columns of the smallest tensor-core instruction
@@ -281,9 +282,9 @@ def add_norm_linear(
     _check(x, weight.data, bias)
     if x.shape[1] > MAX_HIDDEN:
         raise ValueError(f"x must have at most {MAX_HIDDEN} columns, got {list(x.shape)}")
-    _check_like("norm_weight", norm_weight, x, x.shape[1:])
+    require("norm_weight", norm_weight, x.dtype, x.shape[1:], like=x)
     if residual is not None:
-        _check_like("residual", residual, x, x.shape)
+        require("residual", residual, x.dtype, x.shape, like=x)
     tokens, outputs = x.shape[0], weight.shape[0]
     if tokens == 1 or (0 < tokens <= MAX_TOKENS and outputs <= MAX_FUSED_OUTPUTS):
         # A new tensor for the sum: other programs may still read the residual when the first one writes it.
@@ -298,22 +299,9 @@ def add_norm_linear(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
-    if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"x must be [tokens, columns], got {list(x.shape)}")
-    if weight.dim() != 2 or weight.shape[0] == 0:
-        raise ValueError(f"weight must be [outputs, columns], got {list(weight.shape)}")
-    if not x.is_contiguous():
-        raise ValueError(f"x must be contiguous, got strides {x.stride()}")
-    _check_like("weight", weight, x, (weight.shape[0], x.shape[1]))
+    require("x", x, DTYPES, ("T", "H"))
+    require("weight", weight, x.dtype, ("N", x.shape[1]), like=x)
+    if 0 in weight.shape:
+        raise ValueError(f"weight must have rows and columns, got {list(weight.shape)}")
     if bias is not None:
-        _check_like("bias", bias, x, weight.shape[:1])
-
-
-def _check_like(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
-        got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-        raise ValueError(f"{name} must be {x.dtype} {list(shape)} on {x.device}, got {got}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+        require("bias", bias, x.dtype, weight.shape[:1], like=x)
