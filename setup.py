@@ -8,9 +8,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["qwen3_kernels", "qwen3", "qwen3.tiny"],
+    packages=["qwen3_kernels", "qwen3", "qwen3.tiny", "benchmarks", "benchmarks.questions", "benchmarks.report"],
     package_dir={"qwen3_kernels": "kernels"},
-    package_data={"qwen3_kernels": ["*.json"], "qwen3.tiny": ["*.json", "*.safetensors", "*.md"]},
+    package_data={
+        "qwen3_kernels": ["*.json"],
+        "qwen3.tiny": ["*.json", "*.safetensors", "*.md"],
+        "benchmarks": ["configs/*/config.json"],
+    },
     install_requires=[
         "torch>=2.9,<2.14",
         "triton>=3.6,<3.10; sys_platform == 'linux'",

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from benchmarks.scheduler import decode_step
+from benchmarks.questions.scheduler import decode_step
 from qwen3 import Qwen3Error, SamplingParams
 from qwen3.kv_cache import BlockPool, slots
 from qwen3.scheduler import Scheduler

@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import report, report_plots, report_tables
 from benchmarks.common import REPOSITORY, Timing, load_records, milliseconds
+from benchmarks.report import main as report
+from benchmarks.report import plots, tables
 from qwen3 import Qwen3Error
 
 MACHINE = {
@@ -72,7 +73,8 @@ FIGURES = {
     ],
     "scheduler": [{"sequences": n, "median_us": 0.8 * n, "us_per_sequence": 0.8} for n in (16, 256)],
     "fits": [
-        {"model": "M", "weight_bytes": 5e9, "kv_bytes_per_token": 1000, "card": card, "memory_gb": size, "tokens": tokens}
+        {"model": "M", "weight_bytes": 5e9, "kv_bytes_per_token": 1000, "card": card, "memory_gb": size,
+         "tokens": tokens}
         for card, size, tokens in (("small", 4, 0), ("large", 8, 2_200_000))
     ],
     "experts": [
@@ -167,11 +169,11 @@ def test_a_number_edited_by_hand_is_found(house, tmp_path, drawn_fast):
 @pytest.mark.parametrize("name", sorted(PLOTTED))
 def test_another_record_is_another_table_and_plot(name):
     record = copy.deepcopy(RECORDS[name])
-    before = report_plots.plot(name, record), report_tables.table(name, record)
+    before = plots.plot(name, record), tables.table(name, record)
     changed = record["figures"][0]
     for key in {"ratio", "with_ms", "tokens_per_second", "mean", "tflops", "median_us"} & set(changed):
         changed[key] *= 1.05
-    after = report_plots.plot(name, record), report_tables.table(name, record)
+    after = plots.plot(name, record), tables.table(name, record)
     assert before[0] != after[0] and before[1] != after[1]
 
 
@@ -179,13 +181,13 @@ def test_plots_do_not_depend_on_the_process(tmp_path):
     """Nor on the order of a set or on the time."""
     (tmp_path / "records.json").write_text(json.dumps(RECORDS))
     code = (
-        "import json, sys, hashlib\nfrom benchmarks.report_plots import plot\nrecords = json.load(open(sys.argv[1]))\n"
+        "import json, sys, hashlib\nfrom benchmarks.report.plots import plot\nrecords = json.load(open(sys.argv[1]))\n"
     )
     code += "print(hashlib.sha256(''.join(plot(n, r) or '' for n, r in records.items()).encode()).hexdigest())"
     command = [sys.executable, "-c", code, str(tmp_path / "records.json")]
     environment = os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
-    here = "".join(report_plots.plot(name, record) or "" for name, record in RECORDS.items())
+    here = "".join(plots.plot(name, record) or "" for name, record in RECORDS.items())
     assert done.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
 
 
@@ -236,7 +238,7 @@ def test_ops_are_summed_up_over_their_sizes():
         for (setting, name), time in times.items()
     ]
     failed = {"figure": "time", "model": "M", "op": "sample", "setting": "1 tokens", "side": "eager", "failed": "no"}
-    text = report_tables.ops({"figures": [*figures, failed, {"figure": "compiled"}]})
+    text = tables.ops({"figures": [*figures, failed, {"figure": "compiled"}]})
     assert "| M | `linear` | 3 | 2.00 (1.50 to 2.50) | 20% (10% to 40%) |" in text and "sample" not in text
 
 
@@ -244,15 +246,15 @@ def test_what_a_gpu_measured_is_said_to_be_the_gpus():
     record = copy.deepcopy(RECORDS["serve"])
     record["machine"]["gpu"] = "A Card"
     record["settings"]["device"] = "cuda:0"
-    assert report_tables.measured_on(record).startswith("<sub>A Card; PyTorch")
+    assert tables.measured_on(record).startswith("<sub>A Card; PyTorch")
     record["settings"]["device"] = "cpu"
-    assert report_tables.measured_on(record).startswith("<sub>A Processor, 2 threads;")
+    assert tables.measured_on(record).startswith("<sub>A Processor, 2 threads;")
 
 
 def test_every_plot_is_labelled_and_bars_start_at_zero():
     for name in PLOTTED:
-        with report_plots.matplotlib.rc_context(report_plots.STYLE):
-            figure = report_plots.PLOTS[report_tables.question_of(name)](RECORDS[name])
+        with plots.matplotlib.rc_context(plots.STYLE):
+            figure = plots.PLOTS[tables.question_of(name)](RECORDS[name])
         for axes in figure.axes:
             assert axes.get_ylabel() and (
                 axes.get_xlabel() or name == "generate_small" or axes.get_label() == "<colorbar>"

@@ -1,4 +1,4 @@
-"""One cold start, measured in a process of its own: `python -m benchmarks.load_once SIDE FOLDER DEVICE` prints JSON."""
+"""One start, measured in a process of its own: `python -m benchmarks.questions.load_once SIDE FOLDER DEVICE`."""
 
 import json
 import os
@@ -15,11 +15,11 @@ PROMPT = list(range(64))
 
 
 def main(side: str, folder: str, device: torch.device) -> dict:
-    """Seconds to the weights and to the first token, bytes of memory added at the peak, bytes read from storage."""
+    """Seconds to load the weights and to the first token, peak memory added, bytes read from storage; for JSON."""
     load = {"ours": ours, "theirs": theirs}[side](folder, device)
     if device.type == "cuda":
         torch.zeros(1, device=device)
-    # What the libraries themselves take is not the checkpoint's.
+    # The memory of the libraries is not counted.
     before, read_before = resident_bytes() if device.type == "cpu" else 0, storage_bytes()
     started = time.perf_counter()
     first_token = load()

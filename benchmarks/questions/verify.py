@@ -19,8 +19,8 @@ from qwen3.errors import Qwen3Error
 from qwen3.hub import resolve
 from qwen3_kernels.backend import backend
 
-from .common import save
-from .experts import windows
+from ..common import Answer
+from ..text import windows
 from .trace import Trace, trace_ours, trace_transformers
 
 FLOAT32_LIMIT = 1e-4
@@ -45,7 +45,7 @@ class Peer:
     exact: Trace
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Answer:
     figures = []
     for dtype in args.dtypes:
         # "auto" decides on the device once, for both sides.
@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
         interpreted = "triton" in backends and reference.device.type == "cpu"
         token_ids = windows(reference, 1, args.tokens or (INTERPRETED_TOKENS if interpreted else 256), args.seed)[0]
         peer = load_peer(args.model, reference.device, dtype, token_ids)
-        for backend in backends:
-            llm = reference if backend == "reference" else LLM(args.model, backend=backend, **options)
+        for name in backends:
+            llm = reference if name == "reference" else LLM(args.model, backend=name, **options)
             rows = compare(trace_ours(llm, token_ids), peer, dtype)
-            print_table(f"{args.model} in {dtype}, {backend} beside transformers, {len(token_ids)} tokens", rows)
-            figures += [{"dtype": dtype, "backend": backend} | row for row in rows]
+            print_table(f"{args.model} in {dtype}, {name} beside transformers, {len(token_ids)} tokens", rows)
+            figures += [{"dtype": dtype, "backend": name} | row for row in rows]
     settings = {"model": args.model, "dtypes": args.dtypes, "device": str(reference.device), "seed": args.seed}
-    save("verify", __doc__.splitlines()[0], settings | {"tokens": len(token_ids)}, figures)
-    return int(any(not row["within"] for row in figures))
+    within = all(row["within"] for row in figures)
+    return Answer(settings | {"tokens": len(token_ids)}, figures, within=within)
 
 
 def triton_runs(device: torch.device) -> bool:

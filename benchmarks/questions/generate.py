@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,8 +36,8 @@ from qwen3.hub import resolve
 from qwen3.memory import available_bytes
 from qwen3.roofline import copy_bandwidth
 
-from .common import CONFIGS, Timing, milliseconds, release_memory, save, seconds, side_by_side
-from .random_checkpoint import random_checkpoint
+from ..common import CONFIGS, Answer, Timing, milliseconds, release_memory, seconds, side_by_side
+from ..random_checkpoint import random_checkpoint
 from .verify import errors
 
 CPU_DEFAULTS = {
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
     device = resolve_device(args.device)
     settings = dict(GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
     settings |= {name: value for name in settings if (value := getattr(args, name))}
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
                 figures.append(row)
         release_memory(device)
     name = f"generate_{Path(settings['model']).name}"
-    save(name, __doc__.splitlines()[0], settings | {"both_sides_loaded": " or ".join(sorted(how))}, figures)
+    return Answer(settings | {"both_sides_loaded": " or ".join(sorted(how))}, figures, name=name)
 
 
 def checkpoint(model: str, dtype: torch.dtype, device: torch.device):
@@ -217,13 +218,16 @@ class Theirs:
     def gate(self, cell: Cell, answers: list[Completion]) -> dict:
         """The errors of our log-probabilities; raises RuntimeError where they or the tokens leave the contract."""
         self.use("sdpa", "eager")
-        drawn = self.tensor([answer.token_ids for answer in answers])
+        sampled = self.tensor([answer.token_ids for answer in answers])
         tokens = self.tensor([answer.prompt_token_ids + answer.token_ids[:-1] for answer in answers])
-        forward = lambda: self.model(tokens, use_cache=False, logits_to_keep=drawn.shape[1]).logits.float()
+
+        def forward() -> Tensor:
+            return self.model(tokens, use_cache=False, logits_to_keep=sampled.shape[1]).logits.float()
+
         own = forward()
         with in_float32(self.model):
             exact = own if self.dtype == "float32" else forward()
-        if self.dtype == "float32" and not torch.equal(exact.argmax(-1), drawn):
+        if self.dtype == "float32" and not torch.equal(exact.argmax(-1), sampled):
             raise RuntimeError(f"{cell} in float32: other greedy tokens than transformers")
         top = [[token.top for token in answer.logprobs] for answer in answers]
         ids = self.tensor([[[token for token, _ in best] for best in row] for row in top])
@@ -238,10 +242,9 @@ class Theirs:
         """Switched to the fastest implementation for this cell; each is warm when it is tried."""
         tokens = self.tensor(cell.prompts(self.model.config.vocab_size))
         if cell.phase == "decode":
-            cache, first = self.prompt(tokens)
-            measure = lambda steps: self.decode(cache, first, steps)
+            measure = partial(self.decode, *self.prompt(tokens))
         else:
-            measure = lambda steps: self.prefill(tokens)
+            measure = partial(self.prefill, tokens)
         tried = {}
         for implementation in itertools.product(ATTENTION, EXPERTS[cell.phase] if self.sparse else ("",)):
             self.use(*implementation)
@@ -251,8 +254,12 @@ class Theirs:
         return lambda: measure(new_tokens)
 
     @torch.inference_mode()
-    def prefill(self, tokens: Tensor) -> float:
-        forward = lambda: self.model(tokens, use_cache=True, logits_to_keep=1).logits.argmax(-1).tolist()
+    def prefill(self, tokens: Tensor, steps: int = 1) -> float:
+        """Seconds of one prefill, however many `steps` a decode would take."""
+
+        def forward() -> list[int]:
+            return self.model(tokens, use_cache=True, logits_to_keep=1).logits.argmax(-1).tolist()
+
         return seconds(forward, self.device)
 
     @torch.inference_mode()

@@ -10,8 +10,8 @@ from qwen3 import LLM
 from qwen3.bench import BLOCK_SIZE, decode_seconds, greedy, prefill_seconds, room_for
 from qwen3.errors import Qwen3Error
 
-from .common import milliseconds, save, side_by_side
-from .experts import settings_of, windows
+from ..common import Answer, milliseconds, settings_of, side_by_side
+from ..text import windows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which text")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
     if args.new_tokens < 2:
         raise Qwen3Error("--new-tokens must be 2 or more: the first token costs the same on both sides")
     options = {"device": args.device, "dtype": "float32", "max_num_seqs": 1, "kv_block_size": BLOCK_SIZE}
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
             flush=True,
         )
     settings = settings_of(args) | {"device": str(llms["with"].device), "dtype": "float32"}
-    save("kv_cache", __doc__.splitlines()[0], settings, figures)
+    return Answer(settings, figures)
 
 
 def compare(llms: dict[str, LLM], prompt: list[int], new_tokens: int, rounds: int) -> dict:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from qwen3 import LLM, SamplingParams
 from qwen3.sequence import percentile
 
-from .common import save
-from .experts import settings_of, windows
+from ..common import Answer, settings_of
+from ..text import windows
 
 PROMPT_TOKENS, NEW_TOKENS = (16, 256), (16, 64)
 
@@ -48,7 +48,7 @@ class Request:
         return [later - earlier for earlier, later in zip(self.moments, self.moments[1:])]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
     longest = PROMPT_TOKENS[1] + NEW_TOKENS[1]
     llm = LLM(args.model, dtype="float32", max_num_seqs=args.max_num_seqs, max_model_len=longest, prefix_caching=False)
     texts = windows(llm, min(args.requests, 16), 2 * PROMPT_TOKENS[1], args.seed)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
             f"{row['inter_piece_p50_ms']:.1f} ms, p99 {row['inter_piece_p99_ms']:.1f} ms"
         )
     settings = settings_of(args) | {"device": str(llm.device), "dtype": "float32"}
-    save("serve", __doc__.splitlines()[0], settings, figures)
+    return Answer(settings, figures)
 
 
 def make_trace(texts: list[list[int]], count: int, rate: float, seed: int) -> list[Request]:

@@ -1,6 +1,6 @@
-"""The operations at the shapes of real models: inputs, what each must move and compute, and its form in eager PyTorch.
+"""The ops at the shapes of real models: inputs, bytes and operations, and the same op in eager PyTorch.
 
-Sizes follow `qwen3_kernels.reference`: T tokens, S sequences, H hidden size, D head_dim, E experts, k experts per token.
+T tokens, S sequences, H hidden size, D head_dim, E experts, k experts per token, I intermediate size, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -108,8 +108,7 @@ class Maker:
     def rms_norm(self, T: int) -> OpCase:
         H = self.config.hidden_size
         inputs = self.normal(T, H), self.norm_weight(H), self.config.rms_norm_eps
-        eager = lambda x, weight, eps: F.rms_norm(x, weight.shape, weight, eps)
-        return OpCase("rms_norm", f"{T} tokens", inputs, self.size * (2 * T * H + H), 4 * T * H, eager)
+        return OpCase("rms_norm", f"{T} tokens", inputs, self.size * (2 * T * H + H), 4 * T * H, eager_rms_norm)
 
     def add_rms_norm(self, T: int) -> OpCase:
         H = self.config.hidden_size
@@ -191,9 +190,15 @@ class Maker:
         E, k = self.config.num_experts, self.config.top_k
         moved = T * (self.size * (E + k) + 8 * k)
         inputs = self.normal(T, E), k, self.config.norm_topk_prob
-        # Equal logits may be chosen in either order: the logits of the chosen are compared, not their numbers.
-        compared = lambda inputs, output: [output[0], inputs[0].gather(1, output[1])]
-        return OpCase("route", f"{T} tokens", inputs, moved, 4 * T * E, compared=compared)
+        return OpCase(
+            "route",
+            f"{T} tokens",
+            inputs,
+            moved,
+            4 * T * E,
+            # Equal logits may be chosen in either order: compare the logits of the chosen experts, not their ids.
+            compared=lambda inputs, output: [output[0], inputs[0].gather(1, output[1])],
+        )
 
     def moe_experts(self, T: int, gate_up: Tensor, down: Tensor) -> OpCase:
         E, H, I = down.shape
@@ -216,13 +221,21 @@ class Maker:
     def sample(self, S: int) -> OpCase:
         V = self.config.vocab_size
         logits = torch.empty(S, V, device=self.device).normal_(std=3.0, generator=self.generator)
-        full = lambda value, dtype: torch.full((S,), value, dtype=dtype, device=self.device)
-        floats, ints = torch.float32, torch.int64
-        filters = full(0.7, floats), full(20, ints), full(0.8, floats), full(0.0, floats)
-        inputs = logits, *filters, torch.arange(S, device=self.device), full(100, ints)
-        compared = lambda inputs, output: [output.to(inputs[0].dtype)]
-        moved = 4 * S * V + S * (3 * 4 + 4 * 8)
-        return OpCase("sample", f"{S} rows of {V}", inputs, moved, 4 * S * V, compared=compared)
+        # Temperature, top-k, top-p, min-p, then seeds and positions.
+        filters = [torch.full((S,), value, device=self.device) for value in (0.7, 20, 0.8, 0.0)]
+        inputs = logits, *filters, torch.arange(S, device=self.device), torch.full((S,), 100, device=self.device)
+        return OpCase(
+            "sample",
+            f"{S} rows of {V}",
+            inputs,
+            4 * S * V + S * (3 * 4 + 4 * 8),
+            4 * S * V,
+            compared=lambda inputs, output: [output.to(inputs[0].dtype)],
+        )
+
+
+def eager_rms_norm(x, weight, eps):
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def eager_add_rms_norm(x, residual, weight, eps):

@@ -5,15 +5,14 @@ left as it is. Plots go to benchmarks/plots/NAME.svg.
 """
 
 import argparse
-import os
 import re
 from pathlib import Path
 
 from qwen3.errors import Qwen3Error
 
-from .common import REPOSITORY, RESULTS, load_records
-from .report_plots import plot
-from .report_tables import question_of, table
+from ..common import REPOSITORY, RESULTS, load_records, replace
+from .plots import plot
+from .tables import question_of, table
 
 BEGIN, END = "<!-- table ", "<!-- end -->"
 TABLE = re.compile(r"^<!-- table (?P<name>\S+) -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
@@ -66,10 +65,3 @@ def with_tables(text: str, records: dict[str, dict], source: Path) -> str:
     if not len(found) == text.count(BEGIN) == text.count(END) or any(BEGIN in body for _, body in found):
         raise Qwen3Error(f"{source}: each line `{BEGIN}NAME -->` needs a line `{END}` before the next one")
     return TABLE.sub(filled, text)
-
-
-def replace(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(content, encoding="utf-8")
-    os.replace(part, path)

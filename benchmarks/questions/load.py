@@ -20,8 +20,8 @@ from qwen3.config import ModelConfig
 from qwen3.device import resolve_device
 from qwen3.errors import Qwen3Error
 
-from .common import REPOSITORY, Timing, milliseconds, save, side_by_side
-from .random_checkpoint import random_checkpoint
+from ..common import REPOSITORY, Answer, Timing, milliseconds, side_by_side
+from ..random_checkpoint import random_checkpoint
 
 SIDES = ("ours", "theirs")
 # Where less of the file than this comes from storage, the start was not cold.
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
     if not Path("/proc/self/statm").is_file():
         raise Qwen3Error("load reads the memory of processes from /proc, which is not here: run it on Linux")
     device = resolve_device(args.device)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     largest = config.vocab_size * config.hidden_size * torch.bfloat16.itemsize
     settings = {"shape": args.shape, "layers": args.layers, "rounds": args.rounds, "device": str(device)}
     settings |= {"dtype": "bfloat16", "checkpoint_bytes": size, "largest_tensor_bytes": largest}
-    save("load", __doc__.splitlines()[0], settings, figures)
+    return Answer(settings, figures)
 
 
 def starts(folder: Path, device: torch.device, state: str, rounds: int) -> dict:
@@ -63,7 +63,7 @@ def starts(folder: Path, device: torch.device, state: str, rounds: int) -> dict:
     def start(side: str) -> float:
         if state == "cold":
             drop_from_cache(folder)
-        command = [sys.executable, "-m", "benchmarks.load_once", side, str(folder), str(device)]
+        command = [sys.executable, "-m", "benchmarks.questions.load_once", side, str(folder), str(device)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         if done.returncode:
             raise Qwen3Error(f"{side} could not load {folder}: {done.stderr.strip().splitlines()[-1]}")

@@ -5,26 +5,12 @@ import argparse
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
-
-from benchmarks import generate
 from tests.qwen3.conftest import write_checkpoint
 
-SIZES = [
-    "--prefill",
-    "9",
-    "--batch",
-    "1",
-    "3",
-    "--context",
-    "6",
-    "--new-tokens",
-    "3",
-    "--rounds",
-    "2",
-    "--device",
-    "cpu",
-]
+transformers = pytest.importorskip("transformers")
+generate = pytest.importorskip("benchmarks.questions.generate")
+
+SIZES = ["--prefill", "9", "--batch", "1", "3", "--context", "6", "--new-tokens", "3", "--rounds", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +25,23 @@ def fast(monkeypatch):
     monkeypatch.setattr(generate, "copy_bandwidth", lambda device: 1e9)
 
 
-def run(monkeypatch, folder, *arguments):
-    saved = []
-    monkeypatch.setattr(generate, "save", lambda *record: saved.append(record))
+def run(folder, *arguments):
     parser = argparse.ArgumentParser()
     generate.add_arguments(parser)
-    generate.run(parser.parse_args(["--model", str(folder), *SIZES, *arguments]))
-    return saved[0]
+    return generate.run(parser.parse_args(["--model", str(folder), *SIZES, "--device", "cpu", *arguments]))
 
 
 @pytest.mark.parametrize("together", [True, False])
 def test_a_row_for_each_cell(monkeypatch, folder, together):
     monkeypatch.setattr(generate, "fits_twice", lambda *model: together)
-    name, _, settings, rows = run(monkeypatch, folder)
-    assert name == f"generate_{folder.name}"
-    assert settings["both_sides_loaded"] == ("together" if together else "one after the other")
+    answer = run(folder)
+    assert answer.name == f"generate_{folder.name}"
+    assert answer.settings["both_sides_loaded"] == ("together" if together else "one after the other")
     cells = [("decode", 1, 6), ("decode", 3, 6), ("prefill", 1, 9)]
-    assert [(r["dtype"], r["phase"], r["batch"], r["context"]) for r in rows] == [
+    assert [(r["dtype"], r["phase"], r["batch"], r["context"]) for r in answer.figures] == [
         (dtype, *cell) for dtype in ("float32", "bfloat16") for cell in cells
     ]
-    for row in rows:
+    for row in answer.figures:
         assert row["within"] and row["ratio"] == pytest.approx(row["theirs_ms"] / row["ours_ms"])
         tokens = row["batch"] * (row["context"] if row["phase"] == "prefill" else 1)
         assert row["ours_tokens_per_second"] == pytest.approx(tokens / row["ours_ms"] * 1e3)

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import batching
-from benchmarks.batching import Requests, Result
+from benchmarks.questions import batching
+from benchmarks.questions.batching import Requests, Result
 
 
 def test_a_side_with_other_tokens_is_refused_before_timing():

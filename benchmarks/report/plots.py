@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import terminal
-from .report_tables import question_of
+from .tables import question_of
 
 BLUE, ORANGE, GREEN, PURPLE = "#3b82f6", "#e0712c", "#2da44e", "#a05cd6"
 # Grey that stands out from white as much as from the dark background of GitHub; the background is left transparent.
@@ -29,7 +29,7 @@ def plot(name: str, record: dict) -> str | None:
     if question_of(name) not in {*PLOTS, "terminal"} or name == "ops":
         return None
     if name == "terminal":
-        return terminal.draw(record)
+        return terminal.picture(record)
     with matplotlib.rc_context(STYLE):
         figure = PLOTS[question_of(name)](record)
         file = io.StringIO()

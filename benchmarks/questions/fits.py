@@ -6,7 +6,7 @@ import torch
 
 from qwen3.config import ModelConfig
 
-from .common import CONFIGS, config_folder, save
+from ..common import CONFIGS, Answer, config_folder
 
 # Memory as the makers name it, in GB; the drivers report slightly more.
 CARDS = {"RTX 4090": 24, "L40S": 48, "A100 or H100": 80, "H200": 141, "B200": 192}
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=MODELS, help=f"folders of {CONFIGS.name}/")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
     figures = []
     for model in args.models:
         config = ModelConfig.from_folder(config_folder(model))
@@ -39,4 +39,4 @@ def run(args: argparse.Namespace) -> None:
             )
             print(f"{model} ({weights / 1e9:.1f} GB) on {card} ({gigabytes} GB): {tokens:,} tokens of KV cache")
     settings = {"dtype": "bfloat16", "memory_utilization": args.memory_utilization}
-    save("fits", __doc__.splitlines()[0], settings, figures)
+    return Answer(settings, figures)

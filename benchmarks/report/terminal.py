@@ -1,26 +1,10 @@
-"""What does `qwen3 generate` look like in a terminal? Runs it and records what it prints and when.
+"""The picture of a terminal recording: an animated SVG without scripts; without animations it shows the whole text."""
 
-The report draws that: the picture is an animated SVG without scripts; where animations are off, it shows the whole text.
-"""
-
-import argparse
-import codecs
-import os
 import re
-import selectors
-import shlex
-import subprocess
-import sys
-import tempfile
 import textwrap
-import time
 from collections.abc import Iterator
 from html import escape
-from pathlib import Path
 
-from .common import save
-
-ROOT = Path(__file__).parent.parent
 COLUMNS = 100
 # Pixels; a cell holds one character.
 CELL_WIDTH, CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 8, 19, 16, 34
@@ -35,52 +19,7 @@ text { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mo
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", default="def fibonacci(n):", help="what the embedded model continues")
-    parser.add_argument("--seed", type=int, default=10, help="draws the answer")
-    parser.add_argument("--max-new-tokens", type=int, default=58, help="tokens to generate at most")
-
-
-def run(args: argparse.Namespace) -> None:
-    command = ["generate", "--prompt", args.prompt, "--dtype", "float32", "--seed", str(args.seed)]
-    command += ["--max-new-tokens", str(args.max_new_tokens), "--stats"]
-    settings = {"command": shlex.join(["qwen3", *command]), "device": "cpu"}
-    save("terminal", __doc__.splitlines()[0], settings, play(command))
-
-
-def play(arguments: list[str]) -> list[dict]:
-    """Runs `qwen3 ARGUMENTS` in an empty folder, so with the embedded model unless another one is named.
-
-    Returns the events: stream ("stdout" or "stderr"), seconds since the first output, text. Paths into this repository are made relative to it. Raises RuntimeError with what was printed when the command
-    fails.
-    """
-    command = [sys.executable, "-m", "qwen3", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    events = []
-    with tempfile.TemporaryDirectory() as folder, selectors.DefaultSelector() as selector:
-        process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
-        for name in pipes:
-            decode = codecs.getincrementaldecoder("utf-8")().decode
-            selector.register(getattr(process, name), selectors.EVENT_READ, (name, decode))
-        while selector.get_map():
-            for key, _ in selector.select():
-                chunk = os.read(key.fd, 65536)
-                name, decode = key.data
-                if chunk:
-                    text = decode(chunk).replace(f"{ROOT}{os.sep}", "")
-                    events.append({"stream": name, "seconds": time.perf_counter(), "text": text})
-                else:
-                    selector.unregister(key.fileobj)
-        if process.wait():
-            raise RuntimeError(f"{shlex.join(command)} failed: {''.join(event['text'] for event in events)}")
-    first = events[0]["seconds"]
-    for event in events:
-        event["seconds"] = round(event["seconds"] - first, 4)
-    return events
-
-
-def draw(record: dict) -> str:
+def picture(record: dict) -> str:
     """The SVG that plays a recording in a loop, SLOWER times slower; the same recording, the same bytes."""
     fragments = list(_fragments(record))
     rows = 1 + max(row for row, *_ in fragments)

@@ -22,8 +22,8 @@ from qwen3.errors import Qwen3Error
 from qwen3.hub import resolve
 from qwen3.sequence import percentile
 
-from .common import save, side_by_side
-from .experts import settings_of, windows
+from ..common import Answer, settings_of, side_by_side
+from ..text import windows
 
 PROMPT_TOKENS, NEW_TOKENS = (16, 256), (16, 128)
 TAIL_TOKENS, PREFIX_NEW_TOKENS = (16, 64), 4
@@ -67,7 +67,7 @@ class Requests:
         self.params = [SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=True) for n in self.new_tokens]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
     longest = PROMPT_TOKENS[1] + NEW_TOKENS[1]
     llm = LLM(args.model, dtype="float32", max_num_seqs=args.max_num_seqs, max_model_len=longest, prefix_caching=False)
     requests = make_requests(llm, args.requests, args.seed)
@@ -86,11 +86,11 @@ def run(args: argparse.Namespace) -> None:
     shared = prefix_figures(args)
     for row in shared:
         print(
-            f"{args.system_tokens} shared tokens, {row['arrival']}: a first token after {row['with_median_ms']:.1f} ms, "
+            f"{args.system_tokens} shared tokens, {row['arrival']}: first token after {row['with_median_ms']:.1f} ms, "
             f"without prefix caching {row['without_median_ms']:.1f} ms, {row['ratio']:.1f} times as long"
         )
     settings = settings_of(args) | {"device": str(llm.device), "dtype": "float32"} | theirs.settings
-    save("batching", __doc__.splitlines()[0], settings, [*figures, *shared])
+    return Answer(settings, [*figures, *shared])
 
 
 def make_requests(llm: LLM, count: int, seed: int) -> Requests:

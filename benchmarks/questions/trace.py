@@ -1,6 +1,7 @@
 """What a model computes on its way: hidden states and chosen experts of every layer, ours and transformers'."""
 
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -47,11 +48,14 @@ def trace_transformers(model: nn.Module, token_ids: list[int]) -> Trace:
     hidden: list[Tensor] = []
     expert_ids: dict[int, Tensor] = {}
     hooks = []
+
+    def keep(layer: int, gate: nn.Module, inputs: tuple, output: tuple) -> None:
+        expert_ids[layer] = output[-1]
+
     for i, layer in enumerate(model.model.layers):
         hooks.append(layer.register_forward_hook(lambda *call: hidden.append(call[2][0])))
         if hasattr(layer.mlp, "gate"):
-            chosen = lambda *call, i=i: expert_ids.__setitem__(i, call[2][-1])
-            hooks.append(layer.mlp.gate.register_forward_hook(chosen))
+            hooks.append(layer.mlp.gate.register_forward_hook(partial(keep, i)))
     try:
         logits = model(torch.tensor([token_ids], device=model.device), use_cache=False).logits[0].float()
     finally:

@@ -8,7 +8,7 @@ from qwen3.kv_cache import BlockPool
 from qwen3.scheduler import Scheduler
 from qwen3.sequence import Sequence
 
-from .common import save, side_by_side
+from ..common import Answer, side_by_side
 
 BLOCK_SIZE, PROMPT_TOKENS = 16, 100
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=100, help="steps that each side takes")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
     steps = {count: decode_step(count, args.rounds) for count in args.sequences}
     figures = []
     for count, timing in side_by_side(steps, args.rounds).items():
@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> None:
             f"{count:5} sequences: {timing.median * 1e3:.3f} ms a step, {timing.median * 1e6 / count:.2f} us a sequence"
         )
     settings = {"rounds": args.rounds, "prompt_tokens": PROMPT_TOKENS, "block_size": BLOCK_SIZE, "device": "cpu"}
-    save("scheduler", __doc__.splitlines()[0], settings, figures)
+    return Answer(settings, figures)
 
 
 def decode_step(count: int, rounds: int):
-    """A function that schedules one decode step of `count` running sequences and takes note of its tokens -> seconds."""
+    """Returns a function that schedules and commits one decode step of `count` running sequences -> seconds."""
     params = SamplingParams(max_new_tokens=rounds + 1)
     longest = PROMPT_TOKENS + rounds + 1
     pool = BlockPool(count * (longest // BLOCK_SIZE + 2), BLOCK_SIZE)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import experts
+from benchmarks.questions import experts
 from qwen3.config import ModelConfig
 
 CONFIG = ModelConfig(
@@ -63,14 +63,14 @@ def test_bytes_of_a_step_by_hand():
     assert tied["weight_bytes"] == row["weight_bytes"]
 
 
-def test_the_whole_question_on_tiny(monkeypatch):
-    saved = {}
-    monkeypatch.setattr(experts, "save", lambda *record: saved.update(record=record))
+def test_the_whole_question_on_tiny():
     parser = argparse.ArgumentParser()
     experts.add_arguments(parser)
-    experts.run(parser.parse_args(["--windows", "2", "--window-tokens", "64", "--batches", "1", "8", "--draws", "5"]))
-    _, question, settings, figures = saved["record"]
-    assert question.endswith("?") and settings["windows"] == 2
+    answer = experts.run(
+        parser.parse_args(["--windows", "2", "--window-tokens", "64", "--batches", "1", "8", "--draws", "5"])
+    )
+    figures = answer.figures
+    assert answer.settings["windows"] == 2
     single = [f for f in figures if f["figure"] == "distinct" and f["tokens"] == 1]
     assert len(single) == 10 and all(f["mean"] == 4 for f in single)
     assert all(sum(f["tokens_per_expert"]) == 2 * 64 * 4 for f in figures if f["figure"] == "load")

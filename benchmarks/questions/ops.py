@@ -22,7 +22,7 @@ from qwen3.config import DTYPES, ModelConfig
 from qwen3.roofline import copy_bandwidth
 from qwen3_kernels.backend import backend
 
-from .common import config_folder, save, seconds, side_by_side
+from ..common import Answer, config_folder, seconds, side_by_side
 from .ops_cases import OpCase, cases
 from .ops_libraries import library_sides
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="turns that each side takes")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Answer:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = dict(GPU_DEFAULTS if device == "cuda" else CPU_DEFAULTS)
     settings |= {name: value for name in settings if (value := getattr(args, name))} | {"dtype": args.dtype}
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         figures += (compiled := compiled_kernels())
         spills = sum(row["spill_bytes"] > 0 for row in compiled)
         print(f"{len(compiled)} kernels compiled for {AOT_ARCHITECTURE}, {spills} of them spill registers")
-    save("ops", __doc__.splitlines()[0], settings | ceiling, figures)
-    return int(any(not row["within"] and row["side"] in OURS for row in figures if row["figure"] == "time"))
+    ours = [row for row in figures if row["figure"] == "time" and row["side"] in OURS]
+    return Answer(settings | ceiling, figures, within=all(row["within"] for row in ours))
 
 
 def sides(case: OpCase, device: str) -> dict[str, Callable]:

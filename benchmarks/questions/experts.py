@@ -7,7 +7,6 @@ are computed with the formula, not measured.
 """
 
 import argparse
-import random
 from statistics import fmean
 
 import torch
@@ -17,9 +16,9 @@ from qwen3 import LLM
 from qwen3.config import ModelConfig
 from qwen3.errors import Qwen3Error
 from qwen3.roofline import dense_bytes, expert_bytes
-from qwen3.tiny.corpus import read_sources
 
-from .common import config_folder, save
+from ..common import Answer, config_folder, settings_of
+from ..text import windows
 from .trace import trace_ours
 
 KINDS = ("unrelated", "neighbours")
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the windows and the batches")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Answer:
     llm = LLM(args.model, max_num_seqs=1)
     config = llm.config
     if not config.num_experts:
@@ -75,23 +74,7 @@ def run(args: argparse.Namespace) -> None:
             f"{step['model']}, {step['tokens']} tokens: {step['weight_bytes'] / 1e9:.2f} GB of weights a step, "
             f"{step['weight_bytes_per_token'] / 1e9:.2f} GB a token (computed)"
         )
-    save("experts", __doc__.splitlines()[0], settings_of(args), figures)
-
-
-def settings_of(args: argparse.Namespace) -> dict:
-    """The settings as they were given, without what the runner added."""
-    return {name: value for name, value in vars(args).items() if not callable(value)}
-
-
-def windows(llm: LLM, count: int, tokens: int, seed: int) -> list[list[int]]:
-    """`count` stretches of `tokens` tokens of the held-out files, none overlapping. Raises Qwen3Error for too many."""
-    found = []
-    for text in read_sources()[1]:
-        ids = llm.tokenizer.encode(text)
-        found += [ids[start : start + tokens] for start in range(0, len(ids) - tokens + 1, tokens)]
-    if len(found) < count:
-        raise Qwen3Error(f"the held-out files have {len(found)} windows of {tokens} tokens, {count} are asked for")
-    return random.Random(seed).sample(found, count)
+    return Answer(settings_of(args), figures)
 
 
 def uniform_distinct(experts: int, top_k: int, tokens: int) -> float:

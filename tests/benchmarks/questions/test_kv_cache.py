@@ -5,26 +5,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import kv_cache
+from benchmarks.questions import kv_cache
 from qwen3 import Qwen3Error
 
 
-def run(monkeypatch, *arguments):
-    saved = {}
-    monkeypatch.setattr(
-        kv_cache, "save", lambda *record: saved.update(zip(("name", "question", "settings", "figures"), record))
-    )
+def run(*arguments):
     parser = argparse.ArgumentParser()
     kv_cache.add_arguments(parser)
-    kv_cache.run(parser.parse_args([*arguments, "--device", "cpu", "--rounds", "2"]))
-    return saved
+    return kv_cache.run(parser.parse_args([*arguments, "--device", "cpu", "--rounds", "2"]))
 
 
-def test_a_row_for_each_length(monkeypatch, capsys):
-    saved = run(monkeypatch, "--lengths", "4", "150", "--new-tokens", "3")
-    short, long = saved["figures"]
-    assert (short["context"], long["context"]) == (4, 150) and saved["name"] == "kv_cache"
-    for row in saved["figures"]:
+def test_a_row_for_each_length(capsys):
+    figures = run("--lengths", "4", "150", "--new-tokens", "3").figures
+    short, long = figures
+    assert (short["context"], long["context"]) == (4, 150)
+    for row in figures:
         assert row["ratio"] == pytest.approx(row["without_ms"] / row["with_ms"])
         assert row["with_p20_ms"] <= row["with_ms"] <= row["with_p80_ms"]
         assert row["with_tokens_per_second"] == pytest.approx(1e3 / row["with_ms"])
@@ -41,6 +36,6 @@ def test_other_tokens_are_refused():
         kv_cache.compare({"with": fake(1), "without": fake(2)}, [1, 2], 2, 1)
 
 
-def test_one_token_has_nothing_to_compare(monkeypatch):
+def test_one_token_has_nothing_to_compare():
     with pytest.raises(Qwen3Error, match="--new-tokens"):
-        run(monkeypatch, "--new-tokens", "1")
+        run("--new-tokens", "1")

@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from benchmarks import load, load_once
 from benchmarks.common import REPOSITORY, Timing
+from benchmarks.questions import load, load_once
 
 
 def test_both_sides_load_and_draw_the_same_token():

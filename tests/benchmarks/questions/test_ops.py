@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import ops, ops_cases
+from benchmarks.questions import ops, ops_cases
 from qwen3.config import ModelConfig
 from qwen3_kernels import reference
 from qwen3_kernels.backend import backend

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import serve
+from benchmarks.questions import serve
 
 TEXTS = [list(range(i, i + 512)) for i in range(4)]
 

@@ -5,16 +5,15 @@ import argparse
 import pytest
 import torch
 
-from benchmarks import verify
-from benchmarks.trace import Trace
+from benchmarks.questions import verify
+from benchmarks.questions.trace import Trace
 from qwen3 import LLM
 
 pytest.importorskip("transformers")
 
 
 def run(monkeypatch, change=lambda llm: None, dtype="float32"):
-    """verify's exit code and its rows for `tiny`, whose model was changed on our side only."""
-    saved = {}
+    """verify's answer for `tiny`, whose model was changed on our side only."""
 
     def changed(*args, **options):
         llm = LLM(*args, **options)
@@ -23,17 +22,16 @@ def run(monkeypatch, change=lambda llm: None, dtype="float32"):
 
     monkeypatch.setattr(verify, "LLM", changed)
     monkeypatch.setattr(verify, "triton_runs", lambda device: False)
-    monkeypatch.setattr(verify, "save", lambda name, question, settings, figures: saved.update(figures=figures))
     parser = argparse.ArgumentParser()
     verify.add_arguments(parser)
-    code = verify.run(parser.parse_args(["tiny", "--tokens", "40", "--device", "cpu", "--dtypes", dtype]))
-    return code, saved["figures"]
+    return verify.run(parser.parse_args(["tiny", "--tokens", "40", "--device", "cpu", "--dtypes", dtype]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_same_weights_are_within_the_contract(monkeypatch, dtype):
-    code, rows = run(monkeypatch, dtype=dtype)
-    assert code == 0 and verify.first_outside(rows) is None
+    answer = run(monkeypatch, dtype=dtype)
+    rows = answer.figures
+    assert answer.within and verify.first_outside(rows) is None
     assert [row["place"] for row in rows] == [f"layer {i}" for i in range(5)] + ["logits"]
     if dtype == "float32":
         assert all(row["same_experts"] == 1 for row in rows[:-1]) and rows[-1]["same_argmax"] == 1
@@ -46,8 +44,8 @@ def test_one_weight_of_one_layer_is_found(monkeypatch, capsys):
     def change(llm):
         llm.model.layers[2].attention.o_weight[5, 7] += 0.5
 
-    code, rows = run(monkeypatch, change)
-    assert code == 1 and verify.first_outside(rows) == "layer 2"
+    answer = run(monkeypatch, change)
+    assert not answer.within and verify.first_outside(answer.figures) == "layer 2"
     assert "layer 2 is the first outside the contract" in capsys.readouterr().out
 
 
@@ -55,8 +53,9 @@ def test_one_router_weight_changes_the_experts_of_its_layer(monkeypatch):
     def change(llm):
         llm.model.layers[3].mlp.router_weight[0] += 1.0
 
-    code, rows = run(monkeypatch, change)
-    assert code == 1 and verify.first_outside(rows) == "layer 3"
+    answer = run(monkeypatch, change)
+    assert not answer.within and verify.first_outside(answer.figures) == "layer 3"
+    rows = answer.figures
     assert rows[2]["same_experts"] == 1 and rows[3]["same_experts"] < 1
 
 
