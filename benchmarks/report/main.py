@@ -1,7 +1,7 @@
-"""Writes the tables of README.md and the plots, from the records in benchmarks/results/ alone.
+"""Writes the tables of both README files and the plots, from the records in benchmarks/results alone.
 
-A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`, NAME being a record's; the text outside is
-left as it is. Plots go to benchmarks/plots/NAME.svg.
+A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`, NAME being the name of a record; other text
+is not changed. Plots go to benchmarks/plots/NAME.svg. The files are README.md and benchmarks/README.md.
 """
 
 import argparse
@@ -14,26 +14,23 @@ from ..common import REPOSITORY, RESULTS, load_records, replace
 from .plots import plot
 from .tables import question_of, table
 
+README_FILES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md"]
 BEGIN, END = "<!-- table ", "<!-- end -->"
 TABLE = re.compile(r"^<!-- table (?P<name>\S+) -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something would change")
-    parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md", help="file that holds the tables")
+    parser.add_argument("--readme", type=Path, nargs="+", default=README_FILES, help="files with tables")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--plots", type=Path, default=RESULTS.with_name("plots"), help="folder of the plots")
 
 
 def run(args: argparse.Namespace) -> int:
     records = load_records(args.results)
-    try:
-        text = args.readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise Qwen3Error(f"{args.readme}: cannot be read ({error.strerror})") from None
-    drawn = {args.plots / f"{name}.svg": plot(name, record) for name, record in records.items()}
-    wanted = {args.readme: with_tables(text, records, args.readme)}
-    wanted |= {path: svg for path, svg in drawn.items() if svg is not None}
+    wanted = {path: with_tables(read(path), records, path) for path in args.readme}
+    plots = {args.plots / f"{name}.svg": plot(name, record) for name, record in records.items()}
+    wanted |= {path: svg for path, svg in plots.items() if svg is not None}
     gone = sorted(set(args.plots.glob("*.svg")) - set(wanted))
     changed = [path for path, content in wanted.items() if not path.is_file() or path.read_text("utf-8") != content]
     for path in changed:
@@ -51,8 +48,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Qwen3Error(f"{path}: cannot be read ({error.strerror}): name the files with --readme") from None
+
+
 def with_tables(text: str, records: dict[str, dict], source: Path) -> str:
-    """`text` with every table made anew. Raises Qwen3Error for one without a record or without its end."""
+    """`text` with its tables replaced. Raises Qwen3Error for a table without a record or without its end."""
 
     def filled(match: re.Match) -> str:
         name = match["name"]

@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -112,7 +113,7 @@ PLOTTED = {"generate_small", "kv_cache", "serve", "experts", "ops.cuda"}
 
 
 @pytest.fixture
-def drawn_fast(monkeypatch):
+def fast_plots(monkeypatch):
     """A plot is only its record, for what is not about plots."""
     monkeypatch.setattr(report, "plot", lambda name, record: json.dumps(record) if name in PLOTTED else None)
 
@@ -144,7 +145,7 @@ def test_written_once_it_stays_the_same_to_the_byte(house, tmp_path):
     assert contents(tmp_path) == first
 
 
-def test_text_outside_of_tables_is_left_alone(house, tmp_path, drawn_fast):
+def test_text_outside_of_tables_is_left_alone(house, tmp_path, fast_plots):
     house()
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# Title\n\nBefore generate_small.\n") and text.endswith("\n<!-- end -->\n\nAfter.\n")
@@ -157,7 +158,7 @@ def test_text_outside_of_tables_is_left_alone(house, tmp_path, drawn_fast):
     )
 
 
-def test_a_number_edited_by_hand_is_found(house, tmp_path, drawn_fast):
+def test_a_number_edited_by_hand_is_found(house, tmp_path, fast_plots):
     house()
     readme = tmp_path / "README.md"
     readme.write_text(readme.read_text().replace("**1.50**", "**2.50**"))
@@ -191,7 +192,7 @@ def test_plots_do_not_depend_on_the_process(tmp_path):
     assert done.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
 
 
-def test_a_plot_whose_record_is_gone_goes_too(house, tmp_path, drawn_fast):
+def test_a_plot_whose_record_is_gone_goes_too(house, tmp_path, fast_plots):
     house()
     (tmp_path / "results/serve.json").unlink()
     readme = tmp_path / "README.md"
@@ -210,14 +211,14 @@ def test_a_plot_whose_record_is_gone_goes_too(house, tmp_path, drawn_fast):
         ("<!-- table kv_cache -->\n<!-- table kv_cache -->\n<!-- end -->\n<!-- end -->\n", "needs a line"),
     ],
 )
-def test_markers_that_do_not_fit_are_refused(house, tmp_path, drawn_fast, text, message):
+def test_markers_that_do_not_fit_are_refused(house, tmp_path, fast_plots, text, message):
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(Qwen3Error, match=message):
         house()
     assert (tmp_path / "README.md").read_text() == text and not (tmp_path / "plots").exists()
 
 
-def test_a_record_without_a_table_is_refused(house, tmp_path, drawn_fast):
+def test_a_record_without_a_table_is_refused(house, tmp_path, fast_plots):
     (tmp_path / "README.md").write_text("<!-- table other -->\n<!-- end -->\n")
     (tmp_path / "results/other.json").write_text(json.dumps(RECORDS["serve"]))
     with pytest.raises(Qwen3Error, match="other has no table"):
@@ -263,8 +264,32 @@ def test_every_plot_is_labelled_and_bars_start_at_zero():
             assert figure.axes[0].get_ylim()[0] == 0
 
 
-def test_the_readme_follows_from_the_committed_records():
-    path = REPOSITORY / "README.md"
+@pytest.mark.parametrize("path", report.README_FILES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_a_readme_follows_from_the_committed_records(path):
     text = path.read_text(encoding="utf-8")
     assert report.with_tables(text, load_records(), path) == text
-    assert len(text.splitlines()) < 300
+    assert len(text.splitlines()) < 250
+    images = re.findall(r"!\[[^]]*]\(([^)]+)\)", text)
+    assert images and all((path.parent / image).is_file() for image in images)
+
+
+def test_the_first_shell_commands_of_the_readme_are_those_that_ci_runs():
+    blocks = re.findall(
+        r"^```bash\n(.*?)^```$", (REPOSITORY / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    new = "python3 -m venv .venv && .venv/bin/pip install "
+    assert blocks[0] == new + '. && .venv/bin/qwen3 generate --prompt "def fibonacci(n):"\n'
+    assert blocks[1] == new + '-e ".[test]" && .venv/bin/python -m pytest -q\n'
+
+
+def test_several_files_are_written(house, tmp_path, fast_plots):
+    other = tmp_path / "other.md"
+    other.write_text("<!-- table kv_cache -->\n<!-- end -->\n")
+    files = ("--readme", str(tmp_path / "README.md"), str(other))
+    assert house(*files, "--check") == 1 and house(*files) == 0 and house(*files, "--check") == 0
+    assert "times as long" in other.read_text()
+
+
+def test_a_file_that_is_not_there_is_named(house, tmp_path):
+    with pytest.raises(Qwen3Error, match=r"missing\.md: cannot be read"):
+        house("--readme", str(tmp_path / "missing.md"))
