@@ -5,9 +5,10 @@ them. Both sides take turns, and must give the same tokens (float32) before a le
 """
 
 import argparse
+from functools import partial
 
 from qwen3 import LLM
-from qwen3.bench import BLOCK_SIZE, decode_seconds, greedy, prefill_seconds, room_for
+from qwen3.bench import BLOCK_SIZE, greedy, room_for
 from qwen3.errors import Qwen3Error
 
 from ..common import Answer, milliseconds, settings_of, side_by_side
@@ -48,11 +49,16 @@ def compare(llms: dict[str, LLM], prompt: list[int], new_tokens: int, rounds: in
     tokens = {name: llm.generate([prompt], greedy(new_tokens))[0].token_ids for name, llm in llms.items()}
     if tokens["with"] != tokens["without"]:
         raise RuntimeError(f"after {len(prompt)} tokens the cache changes what is generated: {tokens}")
-    prefill_seconds(llms["with"], [prompt])
-    turns = {name: lambda llm=llm: decode_seconds(llm, [prompt], new_tokens) for name, llm in llms.items()}
+    turns = {name: partial(token_seconds, llm, prompt, new_tokens) for name, llm in llms.items()}
     times = side_by_side(turns, rounds)
     row: dict = {"context": len(prompt), "ratio": times["without"].median / times["with"].median}
     for name, timing in times.items():
         row |= milliseconds(name, timing)
         row[f"{name}_tokens_per_second"] = 1 / timing.median
     return row
+
+
+def token_seconds(llm: LLM, prompt: list[int], new_tokens: int) -> float:
+    """Mean time of a token after the first; each takes one step, whether the engine counts it as decode or prefill."""
+    metrics = llm.generate([prompt], greedy(new_tokens))[0].metrics
+    return (metrics.total_seconds - metrics.time_to_first_token) / (new_tokens - 1)
