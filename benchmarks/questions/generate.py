@@ -37,8 +37,8 @@ from qwen3.memory import available_bytes
 from qwen3.roofline import copy_bandwidth
 
 from ..common import CONFIGS, Answer, Timing, milliseconds, release_memory, seconds, side_by_side
+from ..contract import errors
 from ..random_checkpoint import random_checkpoint
-from .verify import errors
 
 CPU_DEFAULTS = {
     "model": "small",
@@ -233,7 +233,7 @@ class Theirs:
         ids = self.tensor([[[token for token, _ in best] for best in row] for row in top])
         ours = torch.tensor([[[logprob for _, logprob in best] for best in row] for row in top], device=self.device)
         own, exact = (logits.log_softmax(-1).gather(-1, ids) for logits in (own, exact))
-        found = errors(ours, own, exact, self.dtype, 1.0)
+        found = errors(ours - exact, own - exact, self.dtype)
         if not found["within"]:
             raise RuntimeError(f"{cell} in {self.dtype}: log-probabilities outside the contract: {found}")
         return found

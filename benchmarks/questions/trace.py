@@ -1,10 +1,11 @@
-"""What a model computes on its way: hidden states and chosen experts of every layer, ours and transformers'."""
+"""Intermediate results of a forward pass, ours and transformers': hidden states, router logits and chosen experts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen3 import LLM
@@ -17,8 +18,10 @@ class Trace:
     """One forward pass over T tokens of one sequence."""
 
     hidden: list[Tensor]  # each layer's output, [T, H]
-    expert_ids: dict[int, Tensor]  # by layer number, [T, k]; dense layers have none
     logits: Tensor  # [T, V] float32
+    # By layer number; dense layers have none.
+    router_logits: dict[int, Tensor] = field(default_factory=dict)  # [T, E]
+    expert_ids: dict[int, Tensor] = field(default_factory=dict)  # [T, k]
 
 
 @torch.inference_mode()
@@ -38,27 +41,37 @@ def trace_ours(llm: LLM, token_ids: list[int]) -> Trace:
         for hook in hooks:
             hook.remove()
     moe_layers = [layer for layer in range(llm.config.num_layers) if llm.config.is_moe_layer(layer)]
-    expert_ids = dict(zip(moe_layers, (ids for _, ids in step.routing), strict=True))
-    return Trace(hidden, expert_ids, llm.model.logits(last))
+    routing = dict(zip(moe_layers, step.routing, strict=True))
+    router_logits = {layer: logits for layer, (logits, _) in routing.items()}
+    return Trace(hidden, llm.model.logits(last), router_logits, {layer: ids for layer, (_, ids) in routing.items()})
 
 
 @torch.inference_mode()
-def trace_transformers(model: nn.Module, token_ids: list[int]) -> Trace:
-    """The same from a Qwen3 or Qwen3-MoE model of transformers."""
-    hidden: list[Tensor] = []
-    expert_ids: dict[int, Tensor] = {}
+def trace_transformers(model: nn.Module, token_ids: list[int], chosen: dict[int, Tensor] | None = None) -> Trace:
+    """The same from a Qwen3 or Qwen3-MoE model of transformers; `chosen` replaces its routers' choice."""
+    trace = Trace([], torch.empty(0))
     hooks = []
 
-    def keep(layer: int, gate: nn.Module, inputs: tuple, output: tuple) -> None:
-        expert_ids[layer] = output[-1]
+    def route(layer: int, gate: nn.Module, inputs: tuple, output: tuple) -> tuple | None:
+        """The router's output is a tuple whose last two items are the weights and the ids of the experts, [T, k]."""
+        *others, weights, ids = output
+        logits = F.linear(inputs[0].flatten(0, -2), gate.weight)
+        trace.router_logits[layer] = logits
+        trace.expert_ids[layer] = ids = ids if chosen is None else chosen[layer].to(ids)
+        if chosen is None:
+            return None
+        forced = logits.softmax(-1, dtype=torch.float32).gather(-1, ids)
+        if model.config.norm_topk_prob:
+            forced = forced / forced.sum(-1, keepdim=True)
+        return *others, forced.to(weights.dtype), ids
 
     for i, layer in enumerate(model.model.layers):
-        hooks.append(layer.register_forward_hook(lambda *call: hidden.append(call[2][0])))
+        hooks.append(layer.register_forward_hook(lambda *call: trace.hidden.append(call[2][0])))
         if hasattr(layer.mlp, "gate"):
-            hooks.append(layer.mlp.gate.register_forward_hook(partial(keep, i)))
+            hooks.append(layer.mlp.gate.register_forward_hook(partial(route, i)))
     try:
         logits = model(torch.tensor([token_ids], device=model.device), use_cache=False).logits[0].float()
     finally:
         for hook in hooks:
             hook.remove()
-    return Trace(hidden, expert_ids, logits)
+    return replace(trace, logits=logits)

@@ -32,7 +32,7 @@ def test_every_op_but_the_lookup_has_a_case():
     assert set(all_cases()) | set(all_cases(DENSE)) == set(reference.__all__) - {"embedding", "rope"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("op", all_cases())
 def test_eager_forms_keep_the_contract(op, dtype):
     case = all_cases(dtype=dtype)[op]

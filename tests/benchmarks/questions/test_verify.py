@@ -1,6 +1,7 @@
 """verify names the first layer that differs, and nothing where none does."""
 
 import argparse
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from qwen3 import LLM
 pytest.importorskip("transformers")
 
 
-def run(monkeypatch, change=lambda llm: None, dtype="float32"):
+def run(monkeypatch, change=lambda llm: None, dtype="float32", seed=0):
     """verify's answer for `tiny`, whose model was changed on our side only."""
 
     def changed(*args, **options):
@@ -24,7 +25,9 @@ def run(monkeypatch, change=lambda llm: None, dtype="float32"):
     monkeypatch.setattr(verify, "triton_runs", lambda device: False)
     parser = argparse.ArgumentParser()
     verify.add_arguments(parser)
-    return verify.run(parser.parse_args(["tiny", "--tokens", "40", "--device", "cpu", "--dtypes", dtype]))
+    return verify.run(
+        parser.parse_args(["tiny", "--tokens", "40", "--device", "cpu", "--dtypes", dtype, "--seed", str(seed)])
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -49,29 +52,39 @@ def test_one_weight_of_one_layer_is_found(monkeypatch, capsys):
     assert "layer 2 is the first outside the contract" in capsys.readouterr().out
 
 
-def test_one_router_weight_changes_the_experts_of_its_layer(monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_router_weight_changes_the_experts_of_its_layer(monkeypatch, dtype):
     def change(llm):
         llm.model.layers[3].mlp.router_weight[0] += 1.0
 
-    answer = run(monkeypatch, change)
+    answer = run(monkeypatch, change, dtype)
     assert not answer.within and verify.first_outside(answer.figures) == "layer 3"
     rows = answer.figures
-    assert rows[2]["same_experts"] == 1 and rows[3]["same_experts"] < 1
+    assert rows[2]["same_experts"] > 0.9 and rows[3]["same_experts"] < 0.9
 
 
-def test_bfloat16_is_measured_from_float32_of_the_same_weights():
-    exact = torch.zeros(2, 3)
-    own, three_times = exact + 0.01, exact - 0.03
-    inside = verify.errors(own, own, exact, "bfloat16", 1.0)
-    outside = verify.errors(three_times, own, exact, "bfloat16", 1.0)
-    assert inside["within"] and not outside["within"]
-    assert outside["rms_error"] == pytest.approx(0.03) and outside["transformers_rms_error"] == pytest.approx(0.01)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_bfloat16_does_not_depend_on_which_experts_rounding_chooses(monkeypatch, seed):
+    """Measured from a float32 pass that chooses its own experts, the ratio is 0.5 to 2.3 for texts of this length."""
+    rows = run(monkeypatch, dtype="bfloat16", seed=seed).figures
+    assert all(0.5 < row["rms_error"] / row["transformers_rms_error"] < 1.5 for row in rows)
 
 
-def test_nan_is_outside():
-    bad = torch.tensor([1.0, float("nan")])
-    assert not verify.errors(bad, torch.ones(2), torch.ones(2), "float32", 1.0)["within"]
-    assert not verify.errors(bad, torch.zeros(2), torch.ones(2), "bfloat16", 1.0)["within"]
+def test_chosen_experts_are_the_largest_up_to_ties():
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0]])
+    assert verify.are_largest(logits, torch.tensor([[2, 0]])) and verify.are_largest(logits, torch.tensor([[0, 3]]))
+    assert not verify.are_largest(logits, torch.tensor([[0, 1]]))
+    assert not verify.are_largest(logits, torch.tensor([[2, 3]]))
+    assert not verify.are_largest(torch.ones(1, 4), torch.tensor([[2, 2]]))
+
+
+def test_wrong_experts_are_outside_even_where_the_hidden_states_agree():
+    logits, hidden = torch.tensor([[3.0, 1.0, 2.0]]), [torch.ones(1, 4)]
+    right = Trace(hidden, torch.ones(1, 2), {0: logits}, {0: torch.tensor([[0, 2]])})
+    wrong = replace(right, expert_ids={0: torch.tensor([[0, 1]])})
+    for trace, within in ((right, True), (wrong, False)):
+        row = verify.compare(verify.Pass(trace, right), verify.Pass(right, right), "float32")[0]
+        assert row["within"] is within
 
 
 def test_experts_are_compared_as_sets():
@@ -80,8 +93,7 @@ def test_experts_are_compared_as_sets():
 
 
 def test_kl_divergence_of_two_known_distributions():
-    ours, theirs = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    peer = verify.Peer(Trace([], {}, theirs), Trace([], {}, theirs))
-    row = verify.compare(Trace([], {}, ours), peer, "float32")[-1]
+    ours, theirs = (Trace([], torch.tensor([values]).log()) for values in ([0.5, 0.5], [0.25, 0.75]))
+    row = verify.compare(verify.Pass(ours, theirs), verify.Pass(theirs, theirs), "float32")[-1]
     expected = 0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()
     assert row["kl_divergence_nats"] == pytest.approx(expected.item(), rel=1e-5) and not row["within"]

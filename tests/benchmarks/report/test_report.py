@@ -136,7 +136,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_written_once_it_stays_the_same_to_the_byte(house, tmp_path):
+def test_written_once_it_stays_the_same_to_the_byte(house, tmp_path, fast_plots):
     assert house("--check") == 1 and not (tmp_path / "plots").exists()
     assert house() == 0
     first = contents(tmp_path)
@@ -178,6 +178,7 @@ def test_another_record_is_another_table_and_plot(name):
     assert before[0] != after[0] and before[1] != after[1]
 
 
+@pytest.mark.slow
 def test_plots_do_not_depend_on_the_process(tmp_path):
     """Nor on the order of a set or on the time."""
     (tmp_path / "records.json").write_text(json.dumps(RECORDS))
@@ -210,6 +211,7 @@ def test_a_plot_whose_record_is_gone_goes_too(house, tmp_path, fast_plots):
         ("<!-- end -->\n", "needs a line"),
         ("<!-- table kv_cache -->\n<!-- table kv_cache -->\n<!-- end -->\n<!-- end -->\n", "needs a line"),
     ],
+    ids=["no record", "no end", "no begin", "nested"],
 )
 def test_markers_that_do_not_fit_are_refused(house, tmp_path, fast_plots, text, message):
     (tmp_path / "README.md").write_text(text)
