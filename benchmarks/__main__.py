@@ -13,7 +13,8 @@ from qwen3.errors import Qwen3Error
 from .common import RESULTS, save
 
 QUESTIONS = (
-    "fits", "ops", "generate", "kv_cache", "load", "serve", "batching", "scheduler", "experts", "verify", "terminal",
+    "fits", "ops", "generate", "kv_cache", "load", "serve", "eventloop", "batching", "scheduler", "experts", "verify",
+    "terminal",
 )  # fmt: skip
 MODULES = {name: f"questions.{name}" for name in QUESTIONS} | {"report": "report.main"}
 

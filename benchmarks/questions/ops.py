@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qwen3.config import DTYPES, ModelConfig
 from qwen3.roofline import copy_bandwidth
-from qwen3_kernels.backend import backend
+from qwen3_kernels.backend import BACKENDS, backend
 
 from ..common import Answer, config_folder, seconds, side_by_side
 from .ops_cases import OpCase, cases
@@ -29,7 +29,6 @@ from .ops_libraries import library_sides
 MODELS = ("Qwen3-0.6B", "Qwen3-30B-A3B", "Qwen3-235B-A22B")
 CPU_DEFAULTS = {"models": MODELS[:2], "tokens": (1, 16), "contexts": (1024,), "rounds": 7}
 GPU_DEFAULTS = {"models": MODELS, "tokens": (1, 4, 16, 64, 256, 2048), "contexts": (512, 4096, 32768), "rounds": 50}
-OURS = ("triton", "reference")
 L2_FLUSH_BYTES = 2**28
 AOT_ARCHITECTURE = "sm_90"
 
@@ -68,21 +67,25 @@ def run(args: argparse.Namespace) -> Answer:
         figures += (compiled := compiled_kernels())
         spills = sum(row["spill_bytes"] > 0 for row in compiled)
         print(f"{len(compiled)} kernels compiled for {AOT_ARCHITECTURE}, {spills} of them spill registers")
-    ours = [row for row in figures if row["figure"] == "time" and row["side"] in OURS]
-    return Answer(settings | ceiling, figures, within=all(row["within"] for row in ours))
+    timed = [row for row in figures if row["figure"] == "time" and row["side"] in BACKENDS]
+    return Answer(settings | ceiling, figures, within=all(row["within"] for row in timed))
+
+
+def ours(device: str) -> list[str]:
+    """The backends that are timed on `device`; Triton's interpreter is not."""
+    other = {"cuda": "cpu", "cpu": "triton"}[device]
+    return [name for name in BACKENDS if name != other]
 
 
 def sides(case: OpCase, device: str) -> dict[str, Callable]:
     """Everything that can run this case here, by name."""
-    reference = getattr(backend("reference"), case.op)
-    found = {"reference": reference}
+    found = {name: getattr(backend(name, device), case.op) for name in ours(device)}
     if case.eager:
         found["eager"] = case.eager
     if device == "cuda":
         # Without this, the ninth shape of a function would run uncompiled.
         torch.compiler.reset()
-        found["compiled"] = torch.compile(case.eager or reference, dynamic=False)
-        found["triton"] = getattr(backend("triton"), case.op)
+        found["compiled"] = torch.compile(case.eager or found["reference"], dynamic=False)
         found |= library_sides(case.op, case.inputs)
     return found
 
@@ -117,7 +120,7 @@ def gate(case: OpCase, function: Callable, exact: list[Tensor], own: list[Tensor
     try:
         outputs = case.outputs(function)
     except Exception as error:  # whatever another library raises for a shape or a device that it has no kernel for
-        if side in OURS:
+        if side in BACKENDS:
             raise
         return {"within": False, "error_ratio": None, "failed": " ".join(str(error).split())[:200]}
     checks = [contract(*tensors) for tensors in zip(outputs, exact, own, strict=True)]

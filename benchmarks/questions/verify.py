@@ -1,6 +1,6 @@
 """Does the engine compute what transformers computes, layer by layer, from the same weights?
 
-Real text goes through transformers (eager attention, eager experts), the reference path and, where it can run, Triton.
+Real text goes through transformers (eager attention, eager experts) and through every backend that runs here.
 In float32 the logits may differ by 1e-4, and a layer's output by 1e-4 times its root mean square (at least 1). In
 bfloat16 the RMS error may be at most twice transformers' own, each measured from a float32 pass of the same weights
 through the same experts: rounding decides between two experts that score nearly the same, on either side, and one token
@@ -19,7 +19,7 @@ from torch import Tensor
 from qwen3 import LLM
 from qwen3.errors import Qwen3Error
 from qwen3.hub import resolve
-from qwen3_kernels.backend import backend
+from qwen3_kernels.backend import BACKENDS, backend
 
 from ..common import Answer
 from ..contract import errors
@@ -52,11 +52,11 @@ def run(args: argparse.Namespace) -> Answer:
         options = {"device": args.device, "dtype": dtype, "max_num_seqs": 1}
         llm = LLM(args.model, backend="reference", **options)
         device = llm.device
-        backends = ["reference"] + ["triton"] * triton_runs(device)
-        interpreted = "triton" in backends and device.type == "cpu"
+        others = [name for name in BACKENDS if name != "reference" and runs(name, device)]
+        interpreted = "triton" in others and device.type == "cpu"
         token_ids = windows(llm, 1, args.tokens or (INTERPRETED_TOKENS if interpreted else 256), args.seed)[0]
         traces = {"reference": trace_ours(llm, token_ids)}
-        for name in backends[1:]:
+        for name in others:
             traces[name] = trace_ours(LLM(args.model, backend=name, **options), token_ids)
         del llm
         peer = Peer(args.model, device, dtype, token_ids)
@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> Answer:
     return Answer(settings | {"tokens": len(token_ids)}, figures, within=within)
 
 
-def triton_runs(device: torch.device) -> bool:
+def runs(name: str, device: torch.device) -> bool:
     try:
-        backend("triton", device.type)
+        backend(name, device.type)
     except RuntimeError as error:
-        print(f"triton is left out: {error}")
+        print(f"{name} is left out: {error}")
         return False
     return True
 

@@ -115,6 +115,12 @@ def serve(record: dict) -> str:
     return markdown(header, rows, 0)
 
 
+def eventloop(record: dict) -> str:
+    header = ("while", "longest delay, ms", "maximum of the rounds, ms")
+    rows = [(f["situation"], spread(f, "delay", 1), f"{f['max_ms']:,.1f}") for f in record["figures"]]
+    return markdown(header, rows)
+
+
 def batching(record: dict) -> str:
     header = ("", "tokens/s", "times a static batch", "first token, p50 ms", "p99 ms")
     rows = [
@@ -218,13 +224,13 @@ def verify(record: dict) -> str:
 
 
 def ops(record: dict) -> str:
-    """How our side (Triton, where it was timed) compares with each other side and with the limit, for each op.
+    """Our fastest backend in the record beside each other side and the limit, for each op.
 
-    Of the last model in the record alone, and of the ops that were timed on more than one side.
+    Only the last model of the record, and the ops that were timed on more than one side.
     """
     timed = [f for f in of_kind(record, "time") if "median_us" in f]
     timed = [f for f in timed if f["model"] == timed[-1]["model"]]
-    ours = "triton" if any(f["side"] == "triton" for f in timed) else "reference"
+    ours = next(name for name in ("triton", "cpu", "reference") if any(f["side"] == name for f in timed))
     others = [side for side in dict.fromkeys(f["side"] for f in timed) if side != ours]
     header = ("model", "operation", "sizes", *(f"times as fast as {side}" for side in others), "of the limit")
     rows = []
@@ -262,6 +268,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "kv_cache": kv_cache,
     "load": load,
     "serve": serve,
+    "eventloop": eventloop,
     "batching": batching,
     "experts": experts,
     "verify": verify,

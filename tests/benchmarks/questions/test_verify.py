@@ -22,7 +22,7 @@ def run(monkeypatch, change=lambda llm: None, dtype="float32", seed=0):
         return llm
 
     monkeypatch.setattr(verify, "LLM", changed)
-    monkeypatch.setattr(verify, "triton_runs", lambda device: False)
+    monkeypatch.setattr(verify, "runs", lambda name, device: False)
     parser = argparse.ArgumentParser()
     verify.add_arguments(parser)
     return verify.run(

@@ -63,6 +63,10 @@ FIGURES = {
         | percentiles("first_piece", (9, 10, 12, 20 * rate)) | percentiles("inter_piece", (2, 3, 4, 8))
         for rate in (2.0, 8.0)
     ],
+    "eventloop": [
+        {"situation": name, "max_ms": 2 * delay} | side("delay", delay)
+        for name, delay in (("nothing runs", 1), ("streams arrive", 9))
+    ],
     "batching": [
         {"figure": "batching", "side": name, "tokens_per_second": speed, "speed_of_static": speed / 100,
          "first_token_p50_ms": 5, "first_token_p99_ms": 9}
