@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).with_name("configs")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a question found out: the settings it was measured with, and the figures.
+    """Result of a question: settings and figures.
 
     within: False where our side leaves the numbers contract. name: of the record (None: the question's own).
     """
@@ -106,7 +106,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The repository's commit, with "+" where files that could change a result differ from it; None outside of git."""
+    """The repository's commit, with "+" if other files than generated ones differ from it; None outside of git."""
     if not IN_CHECKOUT:
         return None
     generated = (":!/benchmarks/results", ":!/benchmarks/plots", ":!/benchmarks/README.md", ":!/README.md")
@@ -122,9 +122,9 @@ def _commit() -> str | None:
 
 
 def save(name: str, question: str, answer: Answer, folder: Path = RESULTS) -> Path:
-    """Writes FOLDER/NAME.json, or NAME.cuda.json from a GPU, so that the record of a CPU stays beside it.
+    """Writes FOLDER/NAME.json, or NAME.cuda.json for a GPU, so that both records are kept.
 
-    It is the GPU's where there is one, unless the setting "device" is a CPU.
+    A record is for the GPU if there is one and the setting "device" is not a CPU.
     """
     on_gpu = torch.cuda.is_available() and not str(answer.settings.get("device", "cuda")).startswith("cpu")
     record = {"name": name, "question": question, "machine": machine()}

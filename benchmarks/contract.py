@@ -1,4 +1,4 @@
-"""The numbers contract of whole models, beside transformers; that of single ops is with the kernels' tests."""
+"""Numbers contract of a whole model compared with transformers; the contract of single ops is qwen3_kernels'."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ BFLOAT16_RATIO = 2.0
 
 
 def errors(ours: Tensor, theirs: Tensor, dtype: str, scale: float = 1.0) -> dict:
-    """What both sides differ from float32 by; `within` the contract, which NaN never is.
+    """Errors of both sides against float32, and whether ours are within the contract; NaN never is.
 
     In float32 our largest difference is at most FLOAT32_LIMIT * scale, in bfloat16 our RMS at most BFLOAT16_RATIO times
     theirs.

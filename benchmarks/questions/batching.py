@@ -1,10 +1,9 @@
-"""What does continuous batching buy, and what does sharing a prefix?
+"""How much faster are continuous batching and prefix caching?
 
-The same requests, all handed in at once, to the engine; to the engine as a static batch, where the next group starts
-when the whole last group has ended; and to transformers' continuous batching, at whichever tokens per step are fastest.
-Then requests with a common system prompt, with prefix caching and without: one after the other, and all handed in at
-once to an engine that has seen none of them. Every side must give the same greedy tokens (float32), or nothing is
-recorded.
+The same requests, all submitted at once, to the engine; to the engine as a static batch, where the next group starts
+when the whole last group has ended; and to transformers' continuous batching, with its fastest number of tokens a step.
+Then requests with a common system prompt, with prefix caching and without it: one after the other, and all submitted at
+once to an engine with an empty prefix cache. All sides must give the same greedy tokens (float32) before the timing.
 """
 
 import argparse
@@ -34,7 +33,7 @@ PAGE_SIZE = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="folder, downloaded hub id, or tiny")
-    parser.add_argument("--requests", type=int, default=64, help="requests handed in at once")
+    parser.add_argument("--requests", type=int, default=64, help="requests submitted at once")
     parser.add_argument("--max-num-seqs", type=int, default=8, help="requests that run together")
     parser.add_argument("--sharing", type=int, default=32, help="requests that share a system prompt")
     parser.add_argument("--system-tokens", type=int, default=512, help="tokens of that prompt")
@@ -126,7 +125,7 @@ def static(llm: LLM, requests: Requests, group_size: int) -> Result:
 
 
 class Transformers:
-    """Its continuous batching manager, with pages for all requests that run together; starting it is not timed."""
+    """Its continuous batching manager, with blocks for all requests that run together; its start is not timed."""
 
     def __init__(self, name: str, device: torch.device, max_num_seqs: int, requests: Requests):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -150,7 +149,7 @@ class Transformers:
         }
 
     def run(self, requests: Requests, batch_tokens: int | None = None) -> Result:
-        """All requests handed in at once, each timed from then."""
+        """Submits all requests at once; each is timed from then."""
         longest = max(len(p) + n for p, n in zip(requests.prompts, requests.new_tokens))
         config = self.library.ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
@@ -161,7 +160,7 @@ class Transformers:
         )
         most = max(requests.new_tokens)
         greedy = self.library.GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=-1)
-        # Its stop waits up to `timeout` seconds for a thread; that is not timed.
+        # Its stop waits up to `timeout` seconds for a thread; it is not timed.
         with self.model.continuous_batching_context_manager(
             generation_config=greedy, continuous_batching_config=config, block=True, timeout=5
         ) as manager:
@@ -183,7 +182,7 @@ class Transformers:
 
 
 def batching_figures(sides: dict[str, Callable[[], Result]], rounds: int) -> list[dict]:
-    """One row for each side, "static" among them. Raises RuntimeError, before timing, where tokens differ."""
+    """One row for each side, including "static". Raises RuntimeError before the timing if tokens differ."""
     gate = {name: run() for name, run in sides.items()}
     expected = gate["static"].token_ids
     for name, result in gate.items():

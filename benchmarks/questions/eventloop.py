@@ -61,7 +61,7 @@ async def longest_delay(work: Awaitable) -> float:
 
 
 class Load:
-    """What the engine does in each situation."""
+    """The work of each situation."""
 
     def __init__(self, llm: LLM, args: argparse.Namespace):
         self.llm, self.interval = llm, args.interval_ms / 1e3

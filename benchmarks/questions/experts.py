@@ -1,7 +1,7 @@
 """How many experts does a batch of tokens hit, how evenly, and what does that do to the bytes of a decode step?
 
 The routing of every token of several windows of real text (files of the Python standard library that the embedded model
-was not trained on), beside the formula for experts drawn at random: E * (1 - (1 - k/E)^B). A batch is B tokens of
+was not trained on), beside the formula for experts chosen at random: E * (1 - (1 - k/E)^B). A batch is B tokens of
 unrelated places, as continuous batching makes it, or B neighbours, as a chunk of one prompt. The bytes of larger models
 are computed with the formula, not measured.
 """
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, default=8, help="windows of text")
     parser.add_argument("--window-tokens", type=int, default=512, help="tokens of a window")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="tokens in a batch")
-    parser.add_argument("--draws", type=int, default=200, help="batches drawn of each size")
+    parser.add_argument("--samples", type=int, default=200, help="sampled batches of each size")
     parser.add_argument("--seed", type=int, default=0, help="of the windows and the batches")
 
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> Answer:
 
 
 def uniform_distinct(experts: int, top_k: int, tokens: int) -> float:
-    """Distinct experts expected when each token draws `top_k` of `experts` at random."""
+    """Distinct experts expected when each token chooses `top_k` of `experts` at random."""
     return experts * (1 - (1 - top_k / experts) ** tokens)
 
 
@@ -88,13 +88,13 @@ def distinct(expert_ids: Tensor) -> int:
 
 
 def distinct_figures(layer: int, expert_ids: Tensor, config: ModelConfig, args: argparse.Namespace) -> list[dict]:
-    """The spread of `distinct` over batches drawn from expert_ids [T, k]."""
+    """Spread of `distinct` over batches sampled from expert_ids [T, k]."""
     generator = torch.Generator().manual_seed(args.seed)
     total, figures = len(expert_ids), []
     for tokens in args.batches:
         for batch in KINDS:
             counts = []
-            for _ in range(args.draws):
+            for _ in range(args.samples):
                 if batch == "unrelated":
                     rows = torch.randperm(total, generator=generator)[:tokens]
                 else:

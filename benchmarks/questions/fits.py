@@ -1,4 +1,4 @@
-"""Which model fits which card, and how much text beside it? Computed from the configs, nothing is measured."""
+"""Which model fits which card, and how many tokens of KV cache? Computed from the configs, not measured."""
 
 import argparse
 

@@ -1,8 +1,8 @@
-"""How fast are prefill and decode beside Hugging Face transformers, and how near to the memory's limit?
+"""How fast are prefill and decode compared with Hugging Face transformers, and how near to the limit of the memory?
 
-Both hold the same weights and take turns in one process (one after the other where the device cannot hold both).
-Transformers gets its fastest attention and experts implementation for each cell, found first. A cell is timed only when
-its tokens and log-probabilities, out of the calls that are timed, keep the contract: in float32 the same greedy tokens
+Both sides hold the same weights and alternate in one process (one after the other where the device cannot hold both).
+Transformers gets its fastest attention and experts implementation for each cell, found first. A cell is timed only if
+tokens and log-probabilities of the calls that are timed keep the contract: in float32 the same greedy tokens
 and a difference of at most 1e-4; in bfloat16 an RMS error, from float32 of the same weights, of at most twice
 transformers' own. The limit of a decode step is the time to copy as many bytes as it must read.
 """
@@ -67,7 +67,7 @@ TRIAL_TOKENS = 3
 
 @dataclass(frozen=True)
 class Cell:
-    """What is timed: a prefill of `batch` prompts of `context` tokens, or one decode step after them."""
+    """A prefill of `batch` prompts of `context` tokens, or one decode step after them."""
 
     phase: str
     batch: int
@@ -119,7 +119,7 @@ def checkpoint(model: str, dtype: torch.dtype, device: torch.device):
 
 
 def fits_twice(folder: Path, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether both sides' weights fit, with a quarter more for what they compute."""
+    """Whether the weights of both sides fit, with a quarter more for activations and caches."""
     weights = ModelConfig.from_folder(folder).parameters()[0] * dtype.itemsize
     return 2.5 * weights < available_bytes(device)
 
@@ -141,7 +141,7 @@ def in_turns(folder: Path, dtype: str, device: torch.device, settings: dict) -> 
 
 
 def apart(folder: Path, dtype: str, device: torch.device, settings: dict) -> Iterator[dict]:
-    """The same rows where the device holds one side at a time: ours takes all its turns, then goes."""
+    """The same rows if the device holds one side at a time: ours takes all its turns, then is freed."""
     ours, measured = Ours(folder, dtype, device, settings), {}
     for cell in cells(settings):
         answers = ours.answers(cell)
@@ -179,7 +179,7 @@ class Ours:
         return self.llm.generate(self.prompts(cell), greedy(1 if cell.phase == "prefill" else GATE_TOKENS, GATE_TOP))
 
     def turn(self, cell: Cell) -> Callable[[], float]:
-        """Warm, and ready to be timed; the prompts of a decode are cached."""
+        """Returns the call that is timed, warmed up; the prompts of a decode are cached."""
         prompts = self.prompts(cell)
         prefill_seconds(self.llm, prompts)
         if cell.phase == "prefill":
@@ -197,7 +197,7 @@ class Ours:
 
 
 class Theirs:
-    """Transformers' model in the leanest greedy loop: no generate(), no sampling code, only forward and argmax."""
+    """Transformers' model in a minimal greedy loop: no generate(), no sampling code, only forward and argmax."""
 
     def __init__(self, folder: Path, dtype: str, device: torch.device):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
@@ -239,7 +239,7 @@ class Theirs:
         return found
 
     def turn(self, cell: Cell, new_tokens: int) -> Callable[[], float]:
-        """Switched to the fastest implementation for this cell; each is warm when it is tried."""
+        """Switches to the fastest implementation for this cell; each is tried after a warm-up."""
         tokens = self.tensor(cell.prompts(self.model.config.vocab_size))
         if cell.phase == "decode":
             measure = partial(self.decode, *self.prompt(tokens))

@@ -1,7 +1,7 @@
-"""What does the KV cache buy? The cost of a token with it and without it, as the text before it grows.
+"""How much time does the KV cache save? The cost of a token with and without it, as the text before it grows.
 
-Real text of each length, continued by a few greedy tokens; without the cache, everything is computed again for each of
-them. Both sides take turns, and must give the same tokens (float32) before a length is timed.
+Real text of each length, continued by a few greedy tokens; without the cache, the whole text is computed again for each
+token. Both sides alternate, and must give the same tokens (float32) before a length is timed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> Answer:
 
 
 def compare(llms: dict[str, LLM], prompt: list[int], new_tokens: int, rounds: int) -> dict:
-    """One row; raises RuntimeError where the two sides do not give the same tokens."""
+    """One row; raises RuntimeError if the two sides give different tokens."""
     tokens = {name: llm.generate([prompt], greedy(new_tokens))[0].token_ids for name, llm in llms.items()}
     if tokens["with"] != tokens["without"]:
         raise RuntimeError(f"after {len(prompt)} tokens the cache changes what is generated: {tokens}")

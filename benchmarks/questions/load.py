@@ -1,9 +1,9 @@
 """How long from a file to the first token, and how much memory does that take, beside transformers?
 
-A checkpoint of about 1 GB in one file. Each start is a fresh process, its libraries imported, that loads the weights
-and runs a prompt to its first token, the same token on both sides, which take turns. Cold: the file is put out of the
-operating system's cache before each start; the bytes then fetched from storage are counted and stand in the record.
-Warm: the file is in that cache.
+A checkpoint of about 1 GB in one file. Each start is a new process that imports its libraries, then, timed, loads the
+weights and computes the first token of a prompt. Both sides alternate and must give the same token. Cold: the file is
+evicted from the operating system's cache before each start, and the bytes fetched from storage are recorded. Warm: the
+file is in that cache.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ..common import REPOSITORY, Answer, Timing, milliseconds, side_by_side
 from ..random_checkpoint import random_checkpoint
 
 SIDES = ("ours", "theirs")
-# Where less of the file than this comes from storage, the start was not cold.
+# A start that fetched a smaller share of the file from storage was not cold.
 COLD_SHARE = 0.9
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> Answer:
 
 
 def starts(folder: Path, device: torch.device, state: str, rounds: int) -> dict:
-    """One row: cache "cold", "warm", or "unknown" where it was to be cold and the bytes from storage do not show it."""
+    """One row; its cache is "cold", "warm", or "unknown" if a cold start did not fetch the file from storage."""
     measured: dict[str, list[dict]] = {side: [] for side in SIDES}
 
     def start(side: str) -> float:
@@ -71,7 +71,7 @@ def starts(folder: Path, device: torch.device, state: str, rounds: int) -> dict:
         return measured[side][-1]["total_seconds"]
 
     for side in SIDES:
-        # Python's own files, and in the warm state the checkpoint, are in the cache from here on.
+        # The first start brings Python's files into the cache, and in the warm state the checkpoint.
         start(side)
         measured[side].clear()
     times = side_by_side({side: lambda side=side: start(side) for side in SIDES}, rounds)
@@ -85,7 +85,7 @@ def starts(folder: Path, device: torch.device, state: str, rounds: int) -> dict:
 
 
 def cache_state(wanted: str, measured: dict[str, list[dict]], size: int) -> str:
-    """ "unknown" where a cold start is wanted and not every process had to fetch the file from storage."""
+    """`wanted`, or "unknown" if a cold start is wanted and not every process fetched the file from storage."""
     fetched = [run["storage_bytes"] for runs in measured.values() for run in runs]
     cold = None not in fetched and min(fetched) >= COLD_SHARE * size
     return wanted if wanted == "warm" or cold else "unknown"
@@ -102,7 +102,7 @@ def side_figures(side: str, timing: Timing, runs: list[dict]) -> dict:
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Asks the operating system to forget what it holds of the weights; not every one can."""
+    """Evicts the weights from the operating system's cache, if it has a call for that."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -72,7 +72,7 @@ def resident_bytes() -> int:
 
 
 def storage_bytes() -> int | None:
-    """Bytes that this process made the kernel fetch from storage; None where nothing counts them."""
+    """Bytes that the kernel fetched from storage for this process; None on systems that do not count them."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:

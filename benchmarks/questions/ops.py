@@ -1,10 +1,10 @@
-"""How fast is each operation beside eager PyTorch, torch.compile and other libraries, and how near to the limit?
+"""How fast is each op compared with eager PyTorch, torch.compile and other libraries, and how near to the limit?
 
 At the shapes of one layer of real models. On a GPU: Triton, reference, eager, compiled, and other libraries that are
 installed, each call with an empty L2 cache. Without one: the reference path beside an eager form on this CPU, and what
 the compiler says about each kernel (registers, spills, bytes, roofline time of an H100). A side is timed only after its
 error against float64 was at most twice the reference's own. The limit is measured: bytes that a large copy reads and
-writes, operations of a large matmul. What fits into a cache can be faster than the copy.
+writes, operations of a large matmul. Data that fits into a cache can be faster than the copy.
 """
 
 import argparse

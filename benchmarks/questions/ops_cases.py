@@ -23,8 +23,8 @@ MAX_DECODE_TOKENS = 2**19  # of context in one decode: eager attention copies it
 class OpCase:
     """One call of one op.
 
-    setting: what the size depends on, for people. bytes_moved and flops: the least that the call must do, each input
-    read and each output written once. eager: the same in plain PyTorch calls (None: the reference is that already).
+    setting: the sizes, for people. bytes_moved and flops: the least that the call must do, each input read and each
+    output written once. eager: the same in plain PyTorch calls (None: the reference is that already).
     written: the inputs that the op writes. compared: the floating-point values that the gate looks at, from the inputs
     and the output. exact: the same values in float64 (None: the reference on float64 inputs).
     """
@@ -40,7 +40,7 @@ class OpCase:
     exact: Callable[[tuple], list[Tensor]] | None = None
 
     def outputs(self, function: Callable) -> list[Tensor]:
-        """What `function` makes of copies of the inputs that are written."""
+        """Compared outputs of `function`, called with copies of the inputs that it writes."""
         inputs = tuple(x.clone() if i in self.written else x for i, x in enumerate(self.inputs))
         return self.compared(inputs, function(*inputs))
 
@@ -127,8 +127,8 @@ class Maker:
         moved = self.size * (N * K + T * K + T * N)
         return OpCase("linear", f"o_proj, {T} tokens", (self.normal(T, K), weight), moved, 2 * T * N * K, F.linear)
 
-    def pages(self, sequences: int, context: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and block tables of `sequences` contexts whose pages lie in random order."""
+    def blocks(self, sequences: int, context: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and block tables of `sequences` contexts whose blocks are in random order."""
         blocks = -(-context // BLOCK_SIZE)
         order = torch.randperm(sequences * blocks, generator=self.generator, device=self.device)
         shape = sequences * blocks, self.config.num_kv_heads, BLOCK_SIZE, self.config.head_dim
@@ -136,7 +136,7 @@ class Maker:
 
     def qk_norm_rope_cache(self, T: int) -> OpCase:
         c, D = self.config, self.config.head_dim
-        keys, values, tables = self.pages(1, T)
+        keys, values, tables = self.blocks(1, T)
         slots = (tables[0][:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=self.device)).flatten()[:T]
         positions = torch.arange(T, device=self.device)
         table = rope_table(c, T).to(self.device)
@@ -157,7 +157,7 @@ class Maker:
 
     def decode_attention(self, S: int, context: int) -> OpCase:
         c = self.config
-        keys, values, tables = self.pages(S, context)
+        keys, values, tables = self.blocks(S, context)
         lengths = torch.full((S,), context, device=self.device)
         inputs = self.normal(S, c.num_heads, c.head_dim), keys, values, tables, lengths, c.head_dim**-0.5
         moved = 2 * self.size * S * (c.q_size + context * c.kv_size) + 8 * (tables.numel() + S)
@@ -166,7 +166,7 @@ class Maker:
 
     def prefill_attention(self, T: int) -> OpCase:
         c = self.config
-        keys, values, tables = self.pages(1, T)
+        keys, values, tables = self.blocks(1, T)
         starts, lengths = torch.tensor([0, T], device=self.device), torch.tensor([T], device=self.device)
         inputs = self.normal(T, c.num_heads, c.head_dim), keys, values, tables, starts, lengths, c.head_dim**-0.5
         moved = 2 * self.size * T * (c.q_size + c.kv_size) + 8 * (tables.numel() + 3)
@@ -249,7 +249,7 @@ def eager_add_norm_linear(x, residual, norm_weight, eps, weight):
 
 
 def eager_qk_norm_rope_cache(qkv, q_weight, k_weight, eps, positions, table, slots, key_cache, value_cache):
-    """Queries and keys each on their own: norm, rotation of the halves, then the pages."""
+    """Queries and keys separately: norm, rotation of the halves, then the cache."""
     _, kv_heads, block_size, head_dim = key_cache.shape
     heads = qkv.view(len(qkv), -1, head_dim)
     q, k, v = heads.split((heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
@@ -267,9 +267,9 @@ def eager_qk_norm_rope_cache(qkv, q_weight, k_weight, eps, positions, table, slo
 
 
 def repeated(cache, block_table, heads):
-    """The pages of one sequence as [heads, tokens, D]: every key/value head once for each query head that reads it."""
-    pages = cache[block_table].transpose(0, 1).flatten(1, 2)
-    return pages.repeat_interleave(heads // len(pages), dim=0)
+    """The blocks of one sequence as [heads, tokens, D]: each key/value head once for each query head that reads it."""
+    blocks = cache[block_table].transpose(0, 1).flatten(1, 2)
+    return blocks.repeat_interleave(heads // len(blocks), dim=0)
 
 
 def eager_decode_attention(q, key_cache, value_cache, block_tables, context_lengths, scale):
@@ -313,7 +313,7 @@ def exact_moe_experts(inputs: tuple) -> list[Tensor]:
 
 
 def exact_prefill_attention(inputs: tuple) -> list[Tensor]:
-    """Some queries in float64, each as a decode over what lies before it."""
+    """Some queries in float64, each as a decode over the tokens before it."""
     q, keys, values, tables, _, _, scale = inputs
     rows = gate_rows(q)
     tables = tables.expand(len(rows), -1)

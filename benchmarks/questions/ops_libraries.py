@@ -1,4 +1,4 @@
-"""The same operations by other libraries, for those that are installed; each prepared once, outside the timing."""
+"""The same ops from other libraries that are installed, each prepared once, outside the timing."""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import torch
 
 
 def library_sides(op: str, inputs: tuple) -> dict[str, Callable]:
-    """By library: a function of the case's inputs that gives what the op gives. Only for a GPU."""
+    """Functions of the case's inputs with the output of the op, by library. Only for a GPU."""
     found = {}
     for (name, library), prepare in LIBRARIES.items():
         if name == op and importlib.util.find_spec(library):
@@ -38,7 +38,7 @@ def flashinfer_swiglu(inputs: tuple) -> Callable:
 
 
 def flash_attn_decode(inputs: tuple) -> Callable:
-    """Its pages hold 256 tokens or a multiple: the contexts are laid out one behind the other instead."""
+    """Its blocks hold a multiple of 256 tokens: the contexts are made contiguous instead."""
     from flash_attn import flash_attn_with_kvcache
 
     _, key_cache, value_cache, block_tables, context_lengths, scale = inputs

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequences", type=int, nargs="+", default=[16, 64, 256, 1024], help="sequences that run together"
     )
-    parser.add_argument("--rounds", type=int, default=100, help="steps that each side takes")
+    parser.add_argument("--rounds", type=int, default=100, help="steps that are timed for each number")
 
 
 def run(args: argparse.Namespace) -> Answer:

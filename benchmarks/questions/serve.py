@@ -1,8 +1,8 @@
-"""How long do users wait at which rate of requests?
+"""How long do users wait at a given rate of requests?
 
-Requests arrive at random (a Poisson process) and are answered together. Measured from outside: the time to the first
-piece of text counts from the moment of arrival, so that a late start is part of the wait; then the time between one
-piece and the next (nearly always one token). The streamed answers must be those of `LLM.generate` (float32, greedy).
+Requests arrive at random (a Poisson process) and run together. Measured by the caller: the time to the first piece of
+text, from the arrival of the request, so that a late start counts; then the time between one piece and the next (nearly
+always one token). The streamed answers must be those of `LLM.generate` (float32, greedy).
 """
 
 import argparse
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Request:
-    """What a user asks, and when, in seconds from the start; then the moments at which pieces of the answer came."""
+    """A request, its arrival in seconds from the start, and the times at which pieces of the answer came."""
 
     arrival: float
     prompt: list[int]
@@ -82,7 +82,7 @@ def make_trace(texts: list[list[int]], count: int, rate: float, seed: int) -> li
 
 
 async def play(llm: LLM, requests: list[Request]) -> None:
-    """Hands each request in at its time and notes when its pieces come."""
+    """Submits each request at its time and records when its pieces come."""
     started = time.perf_counter()
 
     async def one(request: Request) -> None:

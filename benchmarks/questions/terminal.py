@@ -1,4 +1,4 @@
-"""What does `qwen3 generate` look like in a terminal? Runs it and records what it prints and when.
+"""What does `qwen3 generate` look like in a terminal? Runs it and records its output with times.
 
 The report makes an animated SVG of the record.
 """
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> Answer:
 
 
 def play(arguments: list[str]) -> list[dict]:
-    """Runs `qwen3 ARGUMENTS` in an empty folder, so with the embedded model unless another one is named.
+    """Runs `qwen3 ARGUMENTS` in an empty folder: without downloads, the embedded model is the default.
 
     Returns the events: stream ("stdout" or "stderr"), seconds since the first output, text. Paths in this repository
     are relative to it. Raises RuntimeError with the output when the command fails.

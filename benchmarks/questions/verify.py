@@ -82,7 +82,7 @@ class Peer:
     """Transformers' model: one pass in `dtype`, then passes in float32."""
 
     def __init__(self, name: str, device: torch.device, dtype: str, token_ids: list[int]):
-        """Raises Qwen3Error where transformers is not installed."""
+        """Raises Qwen3Error without transformers."""
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         try:
             import transformers
@@ -128,7 +128,7 @@ def compare(ours: Pass, theirs: Pass, dtype: str) -> list[dict]:
 
 
 def compare_routers(layer: int, ours: Pass, theirs: Pass, dtype: str) -> dict:
-    """What a layer's row says about its router."""
+    """The part of a layer's row that is about its router."""
     logits, ids = ours.actual.router_logits[layer], ours.actual.expert_ids[layer]
     differences = (p.actual.router_logits[layer] - p.exact.router_logits[layer] for p in (ours, theirs))
     found = errors(*differences, dtype, scale_of(ours.exact.router_logits[layer]))

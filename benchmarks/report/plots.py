@@ -1,4 +1,4 @@
-"""The plots: a record in, the text of an SVG file out, the same to the byte for the same record."""
+"""Plots: from a record to the text of an SVG file, byte for byte the same for the same record."""
 
 import io
 from collections.abc import Callable
@@ -24,8 +24,8 @@ STYLE = {
 
 
 def plot(name: str, record: dict) -> str | None:
-    """The SVG of the record `name`; None where nothing is drawn of it."""
-    # A CPU's record of the operations has no kernels in it.
+    """The SVG of the record `name`; None for a record without a plot."""
+    # The ops record of a CPU has no kernels in it.
     if question_of(name) not in {*PLOTS, "terminal"} or name == "ops":
         return None
     if name == "terminal":
@@ -119,7 +119,7 @@ def experts(record: dict) -> Figure:
     distinct = [f for f in record["figures"] if f["figure"] == "distinct"]
     tokens = list(dict.fromkeys(f["tokens"] for f in distinct))
     uniform = [next(f["uniform"] for f in distinct if f["tokens"] == count) for count in tokens]
-    counts.plot(tokens, uniform, color=GREY, linestyle="--", label="drawn at random (formula)")
+    counts.plot(tokens, uniform, color=GREY, linestyle="--", label="chosen at random (formula)")
     for batch, label, color in (
         ("unrelated", "tokens of unrelated places", BLUE),
         ("neighbours", "neighbouring tokens", ORANGE),

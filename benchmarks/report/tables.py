@@ -1,4 +1,4 @@
-"""The tables of README.md: a record in, Markdown out."""
+"""Tables: from a record to Markdown."""
 
 from collections.abc import Callable, Iterable
 from statistics import fmean, median
@@ -9,14 +9,14 @@ SIDES = {"ours": "this engine", "theirs": "transformers"}
 
 
 def table(name: str, record: dict) -> str:
-    """The table of the record `name`, and below it what it was measured on. Raises Qwen3Error where there is none."""
+    """The table of the record `name` and the machine below it. Raises Qwen3Error for a record without a table."""
     if question_of(name) not in TABLES:
         raise Qwen3Error(f"the record {name} has no table: there are tables for {', '.join(TABLES)}")
     return f"{TABLES[question_of(name)](record)}\n\n{measured_on(record)}"
 
 
 def question_of(name: str) -> str:
-    """Which question a record answers: generate for "generate_small" and "generate_small.cuda", ops for "ops.cuda"."""
+    """The question of a record: generate for "generate_small" and "generate_small.cuda", ops for "ops.cuda"."""
     return "generate" if name.startswith("generate_") else name.removesuffix(".cuda")
 
 
@@ -178,7 +178,7 @@ def experts(record: dict) -> str:
         "tokens in a step",
         "distinct experts, unrelated places",
         "neighbours",
-        "drawn at random",
+        "chosen at random",
         *(f"GB of weights, {model} (computed)" for model in larger),
     )
     rows = []
@@ -253,7 +253,7 @@ def ops(record: dict) -> str:
 
 
 def over_sizes(values: list[float], form: str) -> str:
-    """The median and the range; nothing where there are no values."""
+    """Median and range; empty without values."""
     if len(values) < 2:
         return "".join(f"{value:{form}}" for value in values)
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

@@ -8,7 +8,7 @@ from html import escape
 COLUMNS = 100
 # Pixels; a cell holds one character.
 CELL_WIDTH, CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 8, 19, 16, 34
-# In real time the embedded model's answer is there within a blink.
+# In real time the answer of the embedded model takes a fraction of a second.
 SLOWER = 12
 HOLD_SECONDS = 6
 STYLE = """
@@ -28,14 +28,14 @@ def picture(record: dict) -> str:
     duration = record["figures"][-1]["seconds"] * SLOWER + HOLD_SECONDS
     texts, keyframes = [], {}
     for row, column, text, seconds, kind in fragments:
-        # The share of the loop for which the text is hidden. Whatever plays no animations never hides it.
+        # The share of the loop for which the text is hidden; without animations it is always visible.
         hidden = f"{100 * seconds * SLOWER / duration:.2f}"
         name = f"t{hidden.replace('.', '_')}"
         keyframes[name] = (
             f"@keyframes {name} {{ 0% {{ visibility: hidden }} {hidden}%, 100% {{ visibility: visible }} }}\n"
             f".{name} {{ animation: {name} {duration:.2f}s step-end infinite }}"
         )
-        # Whatever font there is, each character gets its cell.
+        # Each character gets its cell in every font.
         texts.append(
             f'<text class="{kind} {name}" x="{MARGIN + column * CELL_WIDTH}" '
             f'y="{TITLE_HEIGHT + MARGIN + (row + 0.7) * CELL_HEIGHT:.1f}" '
@@ -62,7 +62,7 @@ def picture(record: dict) -> str:
 
 
 def _fragments(record: dict) -> Iterator[tuple[int, int, str, float, str]]:
-    """(row, column, text, seconds, kind) of all that is to be seen: the command, then each event, line by line."""
+    """Yields (row, column, text, seconds, kind) for the command and the lines of each event."""
     command = {"stream": "command", "seconds": 0, "text": f"$ {record['settings']['command']}\n"}
     row = column = 0
     for event in (command, *record["figures"]):

@@ -1,4 +1,4 @@
-"""The runner: what it lists, imports and refuses."""
+"""The runner: the questions it lists, imports and refuses."""
 
 import argparse
 import json

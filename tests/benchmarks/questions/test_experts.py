@@ -37,7 +37,7 @@ def test_distinct_counts_each_expert_once():
 def test_neighbours_stay_within_a_window_and_hit_fewer_experts_than_unrelated_tokens():
     # Window w of 10 tokens goes to experts 2w and 2w + 1 alone.
     ids = torch.tensor([[2 * (t // 10), 2 * (t // 10) + 1] for t in range(80)])
-    args = argparse.Namespace(batches=[4], window_tokens=10, draws=50, seed=0)
+    args = argparse.Namespace(batches=[4], window_tokens=10, samples=50, seed=0)
     config = replace(CONFIG, num_experts=16)
     unrelated, neighbours = experts.distinct_figures(1, ids, config, args)
     assert (unrelated["batch"], neighbours["batch"]) == experts.KINDS
@@ -67,7 +67,7 @@ def test_the_whole_question_on_tiny():
     parser = argparse.ArgumentParser()
     experts.add_arguments(parser)
     answer = experts.run(
-        parser.parse_args(["--windows", "2", "--window-tokens", "64", "--batches", "1", "8", "--draws", "5"])
+        parser.parse_args(["--windows", "2", "--window-tokens", "64", "--batches", "1", "8", "--samples", "5"])
     )
     figures = answer.figures
     assert answer.settings["windows"] == 2

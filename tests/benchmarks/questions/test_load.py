@@ -1,4 +1,4 @@
-"""load: one start of each side, and what counts as cold."""
+"""load: one start of each side, and which starts count as cold."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from benchmarks.common import REPOSITORY, Timing
 from benchmarks.questions import load, load_once
 
 
-def test_both_sides_load_and_draw_the_same_token():
+def test_both_sides_load_and_give_the_same_token():
     runs = [load_once.main(side, str(REPOSITORY / "qwen3/tiny"), torch.device("cpu")) for side in load.SIDES]
     assert runs[0]["token"] == runs[1]["token"]
     for run in runs:
@@ -45,7 +45,7 @@ def test_figures_of_a_side():
     }
 
 
-def test_what_a_process_says_when_it_fails_is_told(tmp_path):
+def test_the_error_of_a_process_is_reported(tmp_path):
     from qwen3 import Qwen3Error
 
     (tmp_path / "config.json").write_text("{}")

@@ -111,7 +111,7 @@ BYTES = {
     "linear": 2 * (64 * 64 + 5 * 64 + 5 * 64),
     "qk_norm_rope_cache": 2 * (5 * 128 + 5 * 128 + 2 * 16) + 5 * (8 + 8 + 16 * 4),
     "route": 2 * 5 * 8 + 5 * 2 * (2 + 8),
-    # 37 keys and values of 2 heads of 16 for each of 5 sequences, whose tables have three pages of 16.
+    # 37 keys and values of 2 heads of 16 for each of 5 sequences, whose tables have three blocks of 16.
     "decode_attention": 2 * (2 * 5 * 64 + 2 * 5 * 37 * 32) + 8 * (5 * 3 + 5),
     "prefill_attention": 2 * (2 * 37 * 64 + 2 * 37 * 32) + 8 * (3 + 2 + 1),
     "sample": 4 * 5 * 500 + 5 * (4 + 8 + 4 + 4 + 8 + 8 + 8),

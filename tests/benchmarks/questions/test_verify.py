@@ -1,4 +1,4 @@
-"""verify names the first layer that differs, and nothing where none does."""
+"""verify names the first layer that differs, if there is one."""
 
 import argparse
 from dataclasses import replace

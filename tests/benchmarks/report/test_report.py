@@ -1,4 +1,4 @@
-"""Tables and plots follow from the records: the same to the byte, and other where a record is other."""
+"""Tables and plots follow from the records: byte for byte the same, different for a different record."""
 
 import argparse
 import copy
@@ -118,7 +118,7 @@ PLOTTED = {"generate_small", "kv_cache", "serve", "experts", "ops.cuda"}
 
 @pytest.fixture
 def fast_plots(monkeypatch):
-    """A plot is only its record, for what is not about plots."""
+    """Replaces plots by their records, for tests of other things."""
     monkeypatch.setattr(report, "plot", lambda name, record: json.dumps(record) if name in PLOTTED else None)
 
 
@@ -249,7 +249,7 @@ def test_ops_are_summed_up_over_their_sizes():
     assert "| M | `linear` | 3 | 2.00 (1.50 to 2.50) | 20% (10% to 40%) |" in text and "sample" not in text
 
 
-def test_what_a_gpu_measured_is_said_to_be_the_gpus():
+def test_a_record_of_a_gpu_names_the_gpu():
     record = copy.deepcopy(RECORDS["serve"])
     record["machine"]["gpu"] = "A Card"
     record["settings"]["device"] = "cuda:0"
