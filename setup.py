@@ -4,7 +4,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-[version] = re.findall(r'^__version__ = "(.+)"$', (ROOT / "qwen3/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+[version] = re.findall(
+    r'^__version__ = "(.+)"$', (ROOT / "qwen3/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+)
 KERNELS = ["qwen3_kernels", *(f"qwen3_kernels.{name}" for name in find_packages("kernels"))]
 
 setup(
@@ -15,13 +17,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*KERNELS, *find_packages(include=["qwen3", "qwen3.*"])],
+    packages=[*KERNELS, *find_packages(include=["qwen3", "qwen3.*", "benchmarks", "benchmarks.*"])],
     package_dir={"qwen3_kernels": "kernels"},
     package_data={
         "qwen3_kernels": ["py.typed"],
         "qwen3_kernels.aot": ["*.json"],
         "qwen3": ["py.typed"],
         "qwen3.tiny": ["*.json", "*.safetensors", "*.md"],
+        "benchmarks": ["configs/*/config.json"],
     },
     install_requires=[
         "torch>=2.9,<2.14",

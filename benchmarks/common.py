@@ -1,5 +1,6 @@
-"""What every benchmark needs: timings taken side by side, the machine's name, and a record of the result."""
+"""Shared by the benchmarks: timings side by side, the description of the machine, records."""
 
+import argparse
 import gc
 import json
 import os
@@ -7,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,12 +17,33 @@ import torch
 from qwen3.cli.bench import Timing
 from qwen3.errors import Qwen3Error
 
+# The checkout that this package is part of; of an installed package, the folder that it is installed in.
 REPOSITORY = Path(__file__).parents[1]
-RESULTS, CONFIGS = Path(__file__).with_name("results"), Path(__file__).with_name("configs")
+IN_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()
+RESULTS = Path(__file__).with_name("results") if IN_CHECKOUT else Path("results")
+CONFIGS = Path(__file__).with_name("configs")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Result of a question: settings and figures.
+
+    within: False where our side leaves the numbers contract. name: of the record (None: the question's own).
+    """
+
+    settings: dict
+    figures: list[dict]
+    within: bool = True
+    name: str | None = None
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """The question's own options, without those that the runner adds."""
+    return {name: value for name, value in vars(args).items() if name not in ("run", "output")}
 
 
 def seconds(run: Callable[[], object], device: str | torch.device = "cpu") -> float:
-    """Wall time of one call, with all that it leaves to a GPU."""
+    """Wall time of one call, until the GPU has done its part too."""
     _synchronize(device)
     started = time.perf_counter()
     run()
@@ -34,7 +57,7 @@ def _synchronize(device: str | torch.device) -> None:
 
 
 def side_by_side(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
-    """What each run returns, in seconds; the runs take turns, so that a slow moment of the machine hits all of them."""
+    """Seconds that each run returns; runs alternate, so that a slow moment of the machine affects all of them."""
     measured: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -43,20 +66,20 @@ def side_by_side(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def milliseconds(side: str, timing: Timing) -> dict[str, float]:
-    """The three marks as a record holds them, for one of the sides that took turns."""
+    """Median, p20 and p80 of one side, in the units and names of a record."""
     marks = {"": timing.median, "p20_": timing.p20, "p80_": timing.p80}
     return {f"{side}_{mark}ms": value * 1e3 for mark, value in marks.items()}
 
 
 def release_memory(device: str | torch.device) -> None:
-    """Gives back what models that nobody uses any more have held."""
+    """Frees the memory of models without references."""
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
 
 
 def machine() -> dict:
-    """The processors, the versions and the commit that make a result."""
+    """Processors, versions and commit of a measurement."""
     return {
         "cpu": _cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -83,8 +106,11 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The repository's commit, with "+" where files that could change a result differ from it; None outside of git."""
-    changed = ["status", "--porcelain", "--", ":/", ":!/benchmarks/results", ":!/benchmarks/plots", ":!/README.md"]
+    """The repository's commit, with "+" if other files than generated ones differ from it; None outside of git."""
+    if not IN_CHECKOUT:
+        return None
+    generated = (":!/benchmarks/results", ":!/benchmarks/plots", ":!/benchmarks/README.md", ":!/README.md")
+    changed = ["status", "--porcelain", "--", ":/", *generated]
     try:
         commit, changes = (
             subprocess.run(["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
@@ -95,20 +121,25 @@ def _commit() -> str | None:
     return commit + "+" * bool(changes)
 
 
-def save(name: str, question: str, settings: dict, figures: dict | list) -> Path:
-    """Writes results/NAME.json, or NAME.cuda.json from a GPU, so that one machine's record leaves the other's alone.
+def save(name: str, question: str, answer: Answer, folder: Path = RESULTS) -> Path:
+    """Writes FOLDER/NAME.json, or NAME.cuda.json for a GPU, so that both records are kept.
 
-    It is the GPU's where there is one, unless settings["device"] says cpu.
+    A record is for the GPU if there is one and the setting "device" is not a CPU.
     """
-    on_gpu = torch.cuda.is_available() and not str(settings.get("device", "cuda")).startswith("cpu")
-    record = {"name": name, "question": question, "machine": machine(), "settings": settings, "figures": figures}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{'.cuda' * on_gpu}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-    os.replace(part, path)
-    print(f"written to {path}")
+    on_gpu = torch.cuda.is_available() and not str(answer.settings.get("device", "cuda")).startswith("cpu")
+    record = {"name": name, "question": question, "machine": machine()}
+    record |= {"settings": answer.settings, "figures": answer.figures}
+    path = folder / f"{name}{'.cuda' * on_gpu}.json"
+    replace(path, json.dumps(record, indent=1, default=str) + "\n")
     return path
+
+
+def replace(path: Path, content: str) -> None:
+    """Writes a file and its folder; a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(content, encoding="utf-8")
+    os.replace(part, path)
 
 
 def load_records(folder: Path = RESULTS) -> dict[str, dict]:

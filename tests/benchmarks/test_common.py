@@ -8,6 +8,7 @@ import torch
 from benchmarks import common
 from qwen3 import Qwen3Error
 from qwen3.config.hf import from_hf, model_config
+from qwen3.model.footprint import planned_footprint
 
 # The sizes that the model cards publish.
 PARAMETERS = {
@@ -33,9 +34,9 @@ def test_sides_take_turns_and_each_has_its_own_marks():
     )
 
 
-def test_a_record_says_what_was_measured_and_on_what(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    path = common.save("some", "How fast?", {"device": "cpu", "batch": [1, 8]}, [{"ms": 1.5}])
+def test_a_record_says_what_was_measured_and_on_what(tmp_path):
+    answer = common.Answer({"device": "cpu", "batch": [1, 8]}, [{"ms": 1.5}])
+    path = common.save("some", "How fast?", answer, tmp_path)
     assert path == tmp_path / "some.json" and list(tmp_path.iterdir()) == [path]
     record = common.load_records(tmp_path)["some"]
     assert record["question"] == "How fast?" and record["figures"] == [{"ms": 1.5}]
@@ -46,10 +47,10 @@ def test_a_record_says_what_was_measured_and_on_what(tmp_path, monkeypatch):
 
 
 def test_a_gpus_record_leaves_the_cpus_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(common.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(common.torch.cuda, "get_device_name", lambda: "a GPU")
-    names = [common.save("some", "?", settings, {}).name for settings in ({}, {"device": "cuda:0"}, {"device": "cpu"})]
+    answers = [common.Answer(settings, []) for settings in ({}, {"device": "cuda:0"}, {"device": "cpu"})]
+    names = [common.save("some", "?", answer, tmp_path).name for answer in answers]
     assert names == ["some.cuda.json", "some.cuda.json", "some.json"]
     assert common.load_records(tmp_path)["some.cuda"]["machine"]["gpu"] == "a GPU"
 
@@ -63,7 +64,11 @@ def test_a_broken_record_is_named(tmp_path):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_shapes_of_the_real_models(name):
     config = model_config(common.config_folder(name))
-    assert config.parameters() == PARAMETERS[name] and config.rope_theta == 1e6 and config.max_positions == 40960
+    assert (
+        planned_footprint(config, torch.bfloat16)[:2] == PARAMETERS[name]
+        and config.rope_theta == 1e6
+        and config.max_positions == 40960
+    )
     assert config.eos_token_ids == (151645,) and config.dtype == torch.bfloat16
 
 

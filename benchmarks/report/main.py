@@ -1,0 +1,71 @@
+"""Writes the tables of both README files and the plots, from the records in benchmarks/results alone.
+
+A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`, NAME being the name of a record; other text
+is not changed. Plots go to benchmarks/plots/NAME.svg. The files are README.md and benchmarks/README.md.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from qwen3.errors import Qwen3Error
+
+from ..common import REPOSITORY, RESULTS, load_records, replace
+from .plots import plot
+from .tables import question_of, table
+
+README_FILES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md"]
+BEGIN, END = "<!-- table ", "<!-- end -->"
+TABLE = re.compile(r"^<!-- table (?P<name>\S+) -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something would change")
+    parser.add_argument("--readme", type=Path, nargs="+", default=README_FILES, help="files with tables")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--plots", type=Path, default=RESULTS.with_name("plots"), help="folder of the plots")
+
+
+def run(args: argparse.Namespace) -> int:
+    records = load_records(args.results)
+    wanted = {path: with_tables(read(path), records, path) for path in args.readme}
+    plots = {args.plots / f"{name}.svg": plot(name, record) for name, record in records.items()}
+    wanted |= {path: svg for path, svg in plots.items() if svg is not None}
+    gone = sorted(set(args.plots.glob("*.svg")) - set(wanted))
+    changed = [path for path, content in wanted.items() if not path.is_file() or path.read_text("utf-8") != content]
+    for path in changed:
+        print(f"{path}: {'does not follow from the records' if args.check else 'written'}")
+    for path in gone:
+        print(f"{path}: {'has no record' if args.check else 'removed, it has no record'}")
+    if args.check:
+        return int(bool(changed or gone))
+    for path in changed:
+        replace(path, wanted[path])
+    for path in gone:
+        path.unlink()
+    if not changed and not gone:
+        print("nothing has changed")
+    return 0
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Qwen3Error(f"{path}: cannot be read ({error.strerror}): name the files with --readme") from None
+
+
+def with_tables(text: str, records: dict[str, dict], source: Path) -> str:
+    """`text` with its tables replaced. Raises Qwen3Error for a table without a record or without its end."""
+
+    def filled(match: re.Match) -> str:
+        name = match["name"]
+        if name not in records:
+            command = f"python -m benchmarks {question_of(name)}"
+            raise Qwen3Error(f"{source}: table {name} has no record: run `{command}` first")
+        return f"{BEGIN}{name} -->\n\n{table(name, records[name])}\n\n{END}"
+
+    found = TABLE.findall(text)
+    if not len(found) == text.count(BEGIN) == text.count(END) or any(BEGIN in body for _, body in found):
+        raise Qwen3Error(f"{source}: each line `{BEGIN}NAME -->` needs a line `{END}` before the next one")
+    return TABLE.sub(filled, text)

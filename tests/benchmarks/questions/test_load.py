@@ -1,0 +1,53 @@
+"""load: one start of each side, and which starts count as cold."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from benchmarks.common import REPOSITORY, Timing
+from benchmarks.questions import load, load_once
+
+
+def test_both_sides_load_and_give_the_same_token():
+    runs = [load_once.main(side, str(REPOSITORY / "qwen3/tiny"), torch.device("cpu")) for side in load.SIDES]
+    assert runs[0]["token"] == runs[1]["token"]
+    for run in runs:
+        assert 0 < run["load_seconds"] < run["total_seconds"]
+
+
+def test_resident_bytes_are_bytes():
+    before = load_once.resident_bytes()
+    held = torch.ones(2**24)
+    assert 0.8 * held.nbytes < load_once.resident_bytes() - before < 1.5 * held.nbytes
+
+
+def test_cold_needs_the_file_to_come_from_storage():
+    def measured(ours, theirs):
+        return {"ours": [{"storage_bytes": ours}], "theirs": [{"storage_bytes": theirs}]}
+
+    assert load.cache_state("cold", measured(100, 101), 100) == "cold"
+    assert load.cache_state("cold", measured(100, 10), 100) == "unknown"
+    assert load.cache_state("cold", measured(None, 100), 100) == "unknown"
+    assert load.cache_state("warm", measured(0, 0), 100) == "warm"
+
+
+def test_figures_of_a_side():
+    runs = [{"load_seconds": s, "storage_bytes": b, "peak_bytes": p} for s, b, p in ((1, 5, 7), (3, 6, 9), (2, 7, 8))]
+    row = load.side_figures("ours", Timing(2.5, 2.0, 3.0), runs)
+    assert row == {
+        "ours_ms": 2500,
+        "ours_p20_ms": 2000,
+        "ours_p80_ms": 3000,
+        "ours_load_ms": 2000,
+        "ours_peak_bytes": 9,
+        "ours_storage_bytes": 6,
+    }
+
+
+def test_the_error_of_a_process_is_reported(tmp_path):
+    from qwen3 import Qwen3Error
+
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(Qwen3Error, match="ours could not load"):
+        load.starts(tmp_path, torch.device("cpu"), "warm", 1)

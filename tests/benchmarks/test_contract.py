@@ -1,0 +1,25 @@
+"""The numbers contract on errors made by hand."""
+
+import pytest
+import torch
+
+from benchmarks.contract import errors
+
+
+def test_bfloat16_is_measured_by_the_error_of_transformers():
+    own = torch.full((2, 3), 0.01)
+    inside, outside = errors(own, own, "bfloat16"), errors(-3 * own, own, "bfloat16")
+    assert inside["within"] and not outside["within"]
+    assert outside["rms_error"] == pytest.approx(0.03) and outside["transformers_rms_error"] == pytest.approx(0.01)
+
+
+def test_float32_is_measured_by_its_largest_error():
+    difference = torch.tensor([1e-5, -9e-5, 0.0])
+    assert errors(difference, torch.zeros(3), "float32")["within"]
+    assert not errors(2 * difference, torch.zeros(3), "float32")["within"]
+    assert errors(2 * difference, torch.zeros(3), "float32", scale=3.0)["within"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nan_is_outside(dtype):
+    assert not errors(torch.tensor([0.0, float("nan")]), torch.ones(2), dtype)["within"]
