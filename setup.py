@@ -1,17 +1,26 @@
-from setuptools import setup
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+[version] = re.findall(r'^__version__ = "(.+)"$', (ROOT / "qwen3/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+KERNELS = ["qwen3_kernels", *(f"qwen3_kernels.{name}" for name in find_packages("kernels"))]
 
 setup(
     name="qwen3-triton",
-    version="0.1.0",
+    version=version,
     description="A small, readable, fast engine for the Qwen3-MoE family, in PyTorch and Triton",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["qwen3_kernels", "qwen3", "qwen3.tiny", "benchmarks", "benchmarks.questions", "benchmarks.report"],
+    packages=[*KERNELS, *find_packages(include=["qwen3", "qwen3.*", "benchmarks", "benchmarks.*"])],
     package_dir={"qwen3_kernels": "kernels"},
     package_data={
-        "qwen3_kernels": ["*.json"],
+        "qwen3_kernels": ["py.typed"],
+        "qwen3_kernels.aot": ["*.json"],
+        "qwen3": ["py.typed"],
         "qwen3.tiny": ["*.json", "*.safetensors", "*.md"],
         "benchmarks": ["configs/*/config.json"],
     },
@@ -28,8 +37,8 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "transformers>=5.0", "matplotlib>=3.8"],
         "bench": ["transformers>=5.0", "matplotlib>=3.8"],
-        "dev": ["ruff==0.17.6", "mypy==2.4.1"],
+        "dev": ["ruff==0.17.6", "mypy==2.4.1", "types-tqdm"],
         "tour": ["matplotlib>=3.8", "nbclient>=0.10", "ipykernel>=6"],
     },
-    entry_points={"console_scripts": ["qwen3=qwen3.cli:main"]},
+    entry_points={"console_scripts": ["qwen3=qwen3.cli.main:main"]},
 )

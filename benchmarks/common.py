@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from qwen3.bench import Timing
+from qwen3.cli.bench import Timing
 from qwen3.errors import Qwen3Error
 
 # The checkout that this package is part of; of an installed package, the folder that it is installed in.
@@ -154,7 +154,7 @@ def load_records(folder: Path = RESULTS) -> dict[str, dict]:
 
 
 def config_folder(name: str) -> Path:
-    """Folder of a model shape's config.json, for `ModelConfig.from_folder` and `LLM(..., random_weights=True)`."""
+    """Folder of a model shape's config.json, for `model_config` and `LLM(..., random_weights=True)`."""
     folder = CONFIGS / name
     if not (folder / "config.json").is_file():
         known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob("*/config.json")))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from .byte_tokenizer import write_tokenizer
 from .common import config_folder, release_memory
 
 transformers.utils.logging.disable_progress_bar()
@@ -27,11 +27,3 @@ def random_checkpoint(shape: str, dtype: torch.dtype, device: str | torch.device
         release_memory(device)
         write_tokenizer(Path(folder))
         yield Path(folder)
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Single bytes: the engine wants a tokenizer, the benchmarks only token ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))

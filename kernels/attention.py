@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .paged_cache import PagedCache
+
 LOG2E = 1.4426950408889634  # exp(x) = exp2(x * LOG2E)
 MAX_GROUP = 16
 MAX_HEAD_DIM = 128
@@ -87,10 +89,9 @@ def attend_tile(
     return new_top, total, acc
 
 
-def check_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, context_lengths: Tensor, scale: float
-) -> None:
+def check_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_lens: Tensor, scale: float) -> None:
     """Raises ValueError for what the kernels cannot read, naming what is needed and what was given."""
+    key_cache, value_cache = cache
     if q.dim() != 3 or q.dtype not in DTYPES or not q.is_contiguous():
         raise ValueError(
             f"q must be contiguous [tokens, heads, head_dim] in float32, float16 or bfloat16, got {_kind(q)}"
@@ -116,7 +117,7 @@ def check_attention(
     if block_tables.dim() != 2:
         raise ValueError(f"block_tables must be [sequences, max_blocks], got {_kind(block_tables)}")
     check_ids("block_tables", block_tables, block_tables.shape, q.device)
-    check_ids("context_lengths", context_lengths, block_tables.shape[:1], q.device)
+    check_ids("seq_lens", seq_lens, block_tables.shape[:1], q.device)
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}")
 

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
 from .attention import LOG2E, MAX_GROUP, attend_tile, check_attention
+from .paged_cache import PagedCache
 
 __all__ = ["decode_attention"]
 
@@ -39,9 +39,7 @@ def split_size(length, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_
     return tl.maximum(MIN_SPLIT, tl.cdiv(length, MAX_SPLITS * BLOCK_N) * BLOCK_N)
 
 
-@triton.jit(
-    do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables_ptr", "context_lengths_ptr"]
-)
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables_ptr", "seq_lens_ptr"])
 def decode_split_kernel(
     values_ptr,
     stats_ptr,
@@ -49,7 +47,7 @@ def decode_split_kernel(
     key_cache_ptr,
     value_cache_ptr,
     block_tables_ptr,
-    context_lengths_ptr,
+    seq_lens_ptr,
     scale_log2,
     table_stride,
     HEADS: tl.constexpr,
@@ -65,7 +63,7 @@ def decode_split_kernel(
     """One split of softmax(q Kᵀ scale) V: the weighted sum of its values, its highest score and its sum of weights.
 
     q [S, HEADS, D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]; block_tables [S, max_blocks] with rows table_stride
-    apart; context_lengths [S]. Written: values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2], float32: top in
+    apart; seq_lens [S]. Written: values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2], float32: top in
     units of log2, then the sum of exp2(score - top).
 
     Grid: (splits, KV_HEADS, S). One program owns one split of one sequence for all query heads of one key/value head,
@@ -73,7 +71,7 @@ def decode_split_kernel(
     """
     split, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     splits = tl.num_programs(0)
-    length = tl.load(context_lengths_ptr + sequence).to(tl.int32)
+    length = tl.load(seq_lens_ptr + sequence).to(tl.int32)
     size = split_size(length, MIN_SPLIT, MAX_SPLITS, BLOCK_N)
     first = split * size
     if first >= length:
@@ -120,12 +118,12 @@ def decode_split_kernel(
     tl.store(stats_ptr + first_row * 2 + row * 2 + 1, total, mask=member < GROUP)
 
 
-@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["context_lengths_ptr"])
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["seq_lens_ptr"])
 def decode_combine_kernel(
     out_ptr,
     values_ptr,
     stats_ptr,
-    context_lengths_ptr,
+    seq_lens_ptr,
     splits,
     D: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
@@ -135,7 +133,7 @@ def decode_combine_kernel(
 ):
     """out = sum_i w_i values_i / sum_i w_i total_i over the splits i of a context, w_i = exp2(top_i - the highest top).
 
-    values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2] as decode_split_kernel writes them; context_lengths
+    values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2] as decode_split_kernel writes them; seq_lens
     [S]. Written: out [S, HEADS, D], zeros for a context of length 0. The sums always run over MAX_SPLITS lanes, so
     that their order does not depend on `splits`.
 
@@ -143,7 +141,7 @@ def decode_combine_kernel(
     """
     sequence = tl.program_id(1).to(tl.int64)
     head = sequence * tl.num_programs(0) + tl.program_id(0)
-    length = tl.load(context_lengths_ptr + sequence).to(tl.int32)
+    length = tl.load(seq_lens_ptr + sequence).to(tl.int32)
     used = tl.cdiv(length, split_size(length, MIN_SPLIT, MAX_SPLITS, BLOCK_N))
     column = tl.arange(0, BLOCK_D)
     if used == 0:
@@ -162,25 +160,23 @@ def decode_combine_kernel(
     tl.store(out_ptr + head * D + column, out.to(out_ptr.dtype.element_ty), mask=column < D)
 
 
-def decode_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, context_lengths: Tensor, scale: float
-) -> Tensor:
+def decode_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_lens: Tensor, scale: float) -> Tensor:
     """Grouped-query attention of one query token per sequence over its pages, in two launches.
 
     PagedAttention (Kwon et al., 2023) with the context split as in Flash-Decoding (Dao et al., 2023). q [S, Hq, D] and
     caches [num_blocks, Hkv, block_size, D], contiguous and of one dtype: float32, float16 or bfloat16; D up to 128,
-    Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. block_tables [S, max_blocks] and context_lengths [S], int32 or
+    Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. block_tables [S, max_blocks] and seq_lens [S], int32 or
     int64; a length counts the query token and is at most max_blocks * block_size; length 0 gives zeros. -> [S, Hq, D].
     Raises ValueError for other layouts or dtypes.
     """
-    check_attention(q, key_cache, value_cache, block_tables, context_lengths, scale)
+    check_attention(q, cache, block_tables, seq_lens, scale)
     sequences, heads, head_dim = q.shape
     if sequences != block_tables.shape[0]:
         raise ValueError(f"q must have a row per block table, got {sequences} rows and {block_tables.shape[0]} tables")
     out = torch.empty_like(q)
     if sequences == 0:
         return out
-    _, kv_heads, block_size, _ = key_cache.shape
+    _, kv_heads, block_size, _ = cache.keys.shape
     tile = TILES[q.element_size()]
     splits = min(MAX_SPLITS, max(1, triton.cdiv(block_tables.shape[1] * block_size, MIN_SPLIT)))
     block_d = max(16, triton.next_power_of_2(head_dim))  # the least that a dot takes
@@ -190,10 +186,10 @@ def decode_attention(
         values,
         stats,
         q,
-        key_cache,
-        value_cache,
+        cache.keys,
+        cache.values,
         block_tables,
-        context_lengths,
+        seq_lens,
         scale * LOG2E,
         block_tables.stride(0),
         heads,
@@ -209,53 +205,6 @@ def decode_attention(
         num_stages=tile.num_stages,
     )
     decode_combine_kernel[heads, sequences](
-        out, values, stats, context_lengths, splits, head_dim, MIN_SPLIT, MAX_SPLITS, tile.block_n, block_d, num_warps=4
+        out, values, stats, seq_lens, splits, head_dim, MIN_SPLIT, MAX_SPLITS, tile.block_n, block_d, num_warps=4
     )
     return out
-
-
-def aot_cases(model) -> list[Case]:
-    """Every tile with pages smaller and larger than it, and the combine: 8 sequences of 8,192 tokens."""
-    sequences, length = 8, 8192
-    heads, kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
-    rows = sequences * heads
-    partial_bytes = 4 * rows * MAX_SPLITS * (head_dim + 2)
-    cases = []
-    for dtype, size in (("bf16", 2), ("fp32", 4)):
-        tile = TILES[size]
-        pointers = dict.fromkeys(("values_ptr", "stats_ptr"), "*fp32:16")
-        shared = {"context_lengths_ptr": "*i64", "D": head_dim, "MIN_SPLIT": MIN_SPLIT, "MAX_SPLITS": MAX_SPLITS}
-        shared |= pointers | {"BLOCK_N": tile.block_n, "BLOCK_D": triton.next_power_of_2(head_dim)}
-        inputs = dict.fromkeys(("q_ptr", "key_cache_ptr", "value_cache_ptr"), f"*{dtype}:16")
-        inputs |= {"block_tables_ptr": "*i64", "table_stride": "i32", "scale_log2": "fp32"}
-        for block_size in (16, 256):
-            cases.append(
-                Case(
-                    name=f"decode_split {dtype} heads={heads} page={block_size}",
-                    kernel=decode_split_kernel,
-                    arguments=shared
-                    | inputs
-                    | {"HEADS": heads, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size, "BLOCK_M": MAX_GROUP},
-                    num_warps=tile.num_warps,
-                    num_stages=tile.num_stages,
-                    programs=MAX_SPLITS * kv_heads * sequences,
-                    bytes_moved=size * head_dim * (rows + 2 * sequences * kv_heads * length) + partial_bytes,
-                    flops=4 * rows * head_dim * length,
-                    tensor_cores=size == 2,
-                    streams=True,
-                )
-            )
-        cases.append(
-            Case(
-                name=f"decode_combine {dtype} heads={heads}",
-                kernel=decode_combine_kernel,
-                arguments=shared | {"out_ptr": f"*{dtype}:16", "splits": "i32"},
-                num_warps=4,
-                num_stages=3,
-                programs=rows,
-                bytes_moved=partial_bytes + size * rows * head_dim,
-                flops=2 * rows * MAX_SPLITS * head_dim,
-                streams=True,
-            )
-        )
-    return cases

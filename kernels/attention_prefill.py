@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
 from .attention import LOG2E, attend_tile, check_attention, check_ids
+from .paged_cache import PagedCache
 
 __all__ = ["prefill_attention"]
 
@@ -27,8 +27,8 @@ TILES = {2: Tile(128, 64, 8, 3), 4: Tile(32, 16, 4, 2)}
 
 
 @triton.jit
-def sequence_of(tile, query_starts_ptr, sequences, TOKENS: tl.constexpr):
-    """The sequence that owns a tile, where the tiles of sequence s begin at query_starts[s] // TOKENS + s.
+def sequence_of(tile, query_start_loc_ptr, sequences, TOKENS: tl.constexpr):
+    """The sequence that owns a tile, where the tiles of sequence s begin at query_start_loc[s] // TOKENS + s.
 
     That leaves each sequence as many tiles as it needs, or one more, and rises with every s. So the owner is the last
     sequence that begins at `tile` or before: a count finds it, without a chain of dependent loads.
@@ -37,14 +37,14 @@ def sequence_of(tile, query_starts_ptr, sequences, TOKENS: tl.constexpr):
     begun = 0
     for first in range(0, sequences, BLOCK):
         s = first + tl.arange(0, BLOCK)
-        begin = tl.load(query_starts_ptr + s, mask=s < sequences, other=0).to(tl.int32) // TOKENS + s
+        begin = tl.load(query_start_loc_ptr + s, mask=s < sequences, other=0).to(tl.int32) // TOKENS + s
         begun += tl.sum(((begin <= tile) & (s < sequences)).to(tl.int32), 0)
     return begun - 1
 
 
 @triton.jit(
     do_not_specialize=["table_stride", "sequences"],
-    do_not_specialize_on_alignment=["block_tables_ptr", "query_starts_ptr", "context_lengths_ptr"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "query_start_loc_ptr", "seq_lens_ptr"],
 )
 def prefill_kernel(
     out_ptr,
@@ -52,8 +52,8 @@ def prefill_kernel(
     key_cache_ptr,
     value_cache_ptr,
     block_tables_ptr,
-    query_starts_ptr,
-    context_lengths_ptr,
+    query_start_loc_ptr,
+    seq_lens_ptr,
     scale_log2,
     table_stride,
     sequences,
@@ -68,7 +68,7 @@ def prefill_kernel(
     """out = softmax(q Kᵀ scale) V, where a query sees the tokens of its sequence up to its own.
 
     out, q [T, HEADS, D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]; block_tables [S, max_blocks] with rows
-    table_stride apart; query_starts [S + 1]; context_lengths [S].
+    table_stride apart; query_start_loc [S + 1]; seq_lens [S].
 
     Grid: (tiles * KV_HEADS,), tiles = T // TOKENS + S, never less than the sequences need. One program owns TOKENS
     query tokens of one sequence with all query heads of one key/value head, token by token, as rows of one tile. A tile
@@ -80,13 +80,13 @@ def prefill_kernel(
     head = tl.program_id(0) % KV_HEADS
     # A sequence's last tiles have the most to do and start first.
     tile = (tl.num_programs(0) - 1 - tl.program_id(0)) // KV_HEADS
-    sequence = sequence_of(tile, query_starts_ptr, sequences, TOKENS)
-    query_start = tl.load(query_starts_ptr + sequence).to(tl.int32)
-    queries = tl.load(query_starts_ptr + sequence + 1).to(tl.int32) - query_start
+    sequence = sequence_of(tile, query_start_loc_ptr, sequences, TOKENS)
+    query_start = tl.load(query_start_loc_ptr + sequence).to(tl.int32)
+    queries = tl.load(query_start_loc_ptr + sequence + 1).to(tl.int32) - query_start
     first = (tile - query_start // TOKENS - sequence) * TOKENS
     if first >= queries:
         return
-    length = tl.load(context_lengths_ptr + sequence).to(tl.int32)
+    length = tl.load(seq_lens_ptr + sequence).to(tl.int32)
 
     row = tl.arange(0, BLOCK_M)
     query = first + row // GROUP
@@ -151,40 +151,39 @@ def prefill_kernel(
 
 def prefill_attention(
     q: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: PagedCache,
     block_tables: Tensor,
-    query_starts: Tensor,
-    context_lengths: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
     scale: float,
 ) -> Tensor:
     """Causal grouped-query attention of several query tokens per sequence over its pages, in one launch.
 
     FlashAttention-2 (Dao, 2023) over the pages of PagedAttention (Kwon et al., 2023). q [T, Hq, D] and caches
     [num_blocks, Hkv, block_size, D], contiguous and of one dtype: float32, float16 or bfloat16; D up to 128,
-    Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. query_starts [S + 1], context_lengths [S] and block_tables
-    [S, max_blocks], int32 or int64. query_starts runs from 0 to T: the queries of sequence s are rows query_starts[s]
-    to query_starts[s + 1] and the last of its context_lengths[s] tokens. -> [T, Hq, D], no bit of which depends on
+    Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. query_start_loc [S + 1], seq_lens [S] and block_tables
+    [S, max_blocks], int32 or int64. query_start_loc runs from 0 to T: those of sequence s are rows query_start_loc[s]
+    to query_start_loc[s + 1] and the last of its seq_lens[s] tokens. -> [T, Hq, D], no bit of which depends on
     what else is in the batch or on how a sequence was cut into chunks. Raises ValueError for other layouts or dtypes.
     """
-    check_attention(q, key_cache, value_cache, block_tables, context_lengths, scale)
+    check_attention(q, cache, block_tables, seq_lens, scale)
     sequences = block_tables.shape[0]
-    check_ids("query_starts", query_starts, torch.Size((sequences + 1,)), q.device)
+    check_ids("query_start_loc", query_start_loc, torch.Size((sequences + 1,)), q.device)
     out = torch.empty_like(q)
     tokens, heads, head_dim = q.shape
     if tokens == 0 or sequences == 0:
         return out
-    _, kv_heads, block_size, _ = key_cache.shape
+    _, kv_heads, block_size, _ = cache.keys.shape
     tile = TILES[q.element_size()]
     tiles = tokens // (tile.block_m // (heads // kv_heads)) + sequences
     prefill_kernel[(tiles * kv_heads,)](
         out,
         q,
-        key_cache,
-        value_cache,
+        cache.keys,
+        cache.values,
         block_tables,
-        query_starts,
-        context_lengths,
+        query_start_loc,
+        seq_lens,
         scale * LOG2E,
         block_tables.stride(0),
         sequences,
@@ -199,34 +198,3 @@ def prefill_attention(
         num_stages=tile.num_stages,
     )
     return out
-
-
-def aot_cases(model) -> list[Case]:
-    """Every tile with pages smaller and larger than it, if there are smaller ones: one sequence of 4,096 tokens."""
-    tokens = 4096
-    heads, kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
-    cases = []
-    for dtype, size, block_size in (("bf16", 2, 16), ("bf16", 2, 256), ("fp32", 4, 16)):
-        tile = TILES[size]
-        pointers = ("out_ptr", "q_ptr", "key_cache_ptr", "value_cache_ptr")
-        ids = ("block_tables_ptr", "query_starts_ptr", "context_lengths_ptr")
-        sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "D": head_dim, "BLOCK_SIZE": block_size, "BLOCK_M": tile.block_m}
-        sizes |= {"BLOCK_N": tile.block_n, "BLOCK_D": triton.next_power_of_2(head_dim)}
-        cases.append(
-            Case(
-                name=f"prefill {dtype} heads={heads} page={block_size}",
-                kernel=prefill_kernel,
-                arguments=dict.fromkeys(pointers, f"*{dtype}:16")
-                | dict.fromkeys(ids, "*i64")
-                | sizes
-                | {"scale_log2": "fp32", "table_stride": "i32", "sequences": "i32"},
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-                programs=(tokens // (tile.block_m // (heads // kv_heads)) + 1) * kv_heads,
-                bytes_moved=2 * size * head_dim * tokens * (heads + kv_heads),
-                flops=2 * heads * head_dim * tokens * (tokens + 1),
-                tensor_cores=size == 2,
-                streams=True,
-            )
-        )
-    return cases

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
 from .rms_norm import DTYPES, MAX_HIDDEN, add_rms_norm, rms_norm
+from .weights import Weight
 
 MAX_TOKENS = 8  # the columns of the smallest tensor-core instruction
 MAX_VECTOR = 8192  # columns that one program holds at once
@@ -256,21 +256,21 @@ def _launch(
     return out, total, normed
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b: one launch up to MAX_TOKENS tokens, torch's matmul above.
 
     x [T, H], weight [N, H], bias [N] or None, all contiguous and of one dtype, float32, float16 or bfloat16 -> [T, N].
     Wide loads need an H that is divisible by 8; others are right and slow. Raises ValueError for other layouts or
     dtypes.
     """
-    _check(x, weight, bias)
+    _check(x, weight.data, bias)
     if 0 < x.shape[0] <= MAX_TOKENS:
-        return _launch(x, weight, bias)[0]
-    return F.linear(x, weight, bias)
+        return _launch(x, weight.data, bias)[0]
+    return F.linear(x, weight.data, bias)
 
 
 def add_norm_linear(
-    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The residual add, the RMSNorm (Zhang and Sennrich, 2019) and the projection that follows it.
 
@@ -279,7 +279,7 @@ def add_norm_linear(
     one token, and for MAX_TOKENS tokens if N is at most MAX_FUSED_OUTPUTS; else `rms_norm` or `add_rms_norm`, which
     writes the sum over the residual passed in, then `linear`. Raises ValueError for other layouts or dtypes.
     """
-    _check(x, weight, bias)
+    _check(x, weight.data, bias)
     if x.shape[1] > MAX_HIDDEN:
         raise ValueError(f"x must have at most {MAX_HIDDEN} columns, got {list(x.shape)}")
     _check_like("norm_weight", norm_weight, x, x.shape[1:])
@@ -287,7 +287,7 @@ def add_norm_linear(
         _check_like("residual", residual, x, x.shape)
     tokens, outputs = x.shape[0], weight.shape[0]
     if tokens == 1 or (0 < tokens <= MAX_TOKENS and outputs <= MAX_FUSED_OUTPUTS):
-        out, total, normed = _launch(x, weight, bias, residual, norm_weight, eps)
+        out, total, normed = _launch(x, weight.data, bias, residual, norm_weight, eps)
         return out, x if total is None else total, normed
     if residual is None:
         normed, total = rms_norm(x, norm_weight, eps), x
@@ -316,49 +316,3 @@ def _check_like(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) ->
         raise ValueError(f"{name} must be {x.dtype} {list(shape)} on {x.device}, got {got}")
     if not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
-
-
-def aot_cases(model) -> list[Case]:
-    """Router, o_proj, qkv and lm_head of a decode step, with the norm where it is fused: the rows of both tables."""
-    H, heads = model.hidden_size, model.num_heads * model.head_dim
-    qkv = heads + 2 * model.num_kv_heads * model.head_dim
-    shapes = (
-        ("router", model.num_experts, H, True),
-        ("o_proj", H, heads, False),
-        ("qkv", qkv, H, True),
-        ("lm_head", model.vocab_size, H, True),
-    )
-    cases = []
-    for tokens in (1, MAX_TOKENS):
-        for name, N, K, norm in shapes:
-            norm = norm and (tokens == 1 or N <= MAX_FUSED_OUTPUTS)
-            plain, fused = ("out", "x", "weight"), ("residual", "norm_weight", "total", "normed")
-            arguments: dict = {f"{tensor}_ptr": "*bf16:16" for tensor in (*plain, *fused)} | {"bias_ptr": None}
-            if not norm:
-                arguments |= {f"{tensor}_ptr": None for tensor in fused}
-            arguments |= {"eps": "fp32", "outputs": "i32:16"}
-            if _is_vector(tokens, K, torch.bfloat16):
-                kernel, num_warps, num_stages = linear_vector_kernel, 4, 3
-                constants, programs = _vector_constants(N, K)
-                # A launch makes a constant of the number 1.
-                constants["steps"] = 1 if constants["steps"] == 1 else "i32"
-            else:
-                kernel, (_, _, _, num_warps, num_stages) = linear_matrix_kernel, _tile(MATRIX_TILES, N)
-                constants, programs = _matrix_constants(N, K, 2)
-                constants |= {"tokens": "i32", "columns": "i32:16"}
-            rows = tokens * K * (5 if norm else 1)
-            cases.append(
-                Case(
-                    f"{name} {tokens} tokens",
-                    kernel,
-                    arguments | constants,
-                    num_warps,
-                    num_stages,
-                    programs,
-                    bytes_moved=2 * (N * K + tokens * N + rows),
-                    flops=2 * tokens * N * K,
-                    tensor_cores=kernel is linear_matrix_kernel,
-                    streams=True,
-                )
-            )
-    return cases

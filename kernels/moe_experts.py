@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
 from .moe_route import DTYPES, sort_by_expert
 from .moe_small import MAX_TOKENS, moe_small
+from .weights import Weight
 
 __all__ = ["moe_experts"]
 
@@ -226,8 +226,8 @@ def _check(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tens
     def refuse(wanted: str) -> NoReturn:
         tensors = {
             "x": x,
-            "gate_up_weight": gate_up_weight,
-            "down_weight": down_weight,
+            "gate_up": gate_up_weight,
+            "down": down_weight,
             "weights": weights,
             "expert_ids": expert_ids,
         }
@@ -240,26 +240,27 @@ def _check(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tens
     if any(t.device != x.device for t in (*floats, expert_ids)):
         refuse("tensors on one device")
     if [t.ndim for t in (*floats, expert_ids)] != [2, 3, 3, 2, 2]:
-        refuse("x [T, H], gate_up_weight [E, 2 I, H], down_weight [E, H, I], weights and expert_ids [T, k]")
+        refuse("x [T, H], gate_up [E, 2 I, H], down [E, H, I], weights and expert_ids [T, k]")
     (tokens, H), (E, _, I) = x.shape, down_weight.shape
     shapes = [(tokens, H), (E, 2 * I, H), (E, H, I), (tokens, expert_ids.shape[1])]
     if [tuple(t.shape) for t in floats] != shapes or expert_ids.shape[0] != tokens:
-        refuse("x [T, H], gate_up_weight [E, 2 I, H], down_weight [E, H, I], weights and expert_ids [T, k]")
+        refuse("x [T, H], gate_up [E, 2 I, H], down [E, H, I], weights and expert_ids [T, k]")
     if not 1 <= expert_ids.shape[1] <= 16 or not 1 <= E <= 512:
         refuse("1 to 16 experts per token of 1 to 512")
     if any(t.stride(-1) != 1 for t in floats[:3]) or not weights.is_contiguous() or not expert_ids.is_contiguous():
         refuse("contiguous rows, and contiguous weights and expert_ids")
 
 
-def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
+def moe_experts(x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, expert_ids: Tensor) -> Tensor:
     """The weighted sum of each token's experts: sum over k of weight * down(silu(gate(x)) * up(x)).
 
-    x [T, H], gate_up_weight [E, 2 I, H] (gate rows, then up rows), down_weight [E, H, I], weights [T, k], all
+    x [T, H], gate_up [E, 2 I, H] (gate rows, then up rows), down [E, H, I], weights [T, k], all
     float32, float16 or bfloat16; expert_ids [T, k] int64 in 0 to E - 1 (not checked: the values stay on the device)
     -> [T, H] in x's dtype. Up to 512 experts and 16 per token. Rows may lie apart, by a multiple of 8 elements for
     full speed. Up to 16 tokens take two launches, more take four; the bits are the same every time. Raises
     ValueError for another layout. Sparsely gated experts: Shazeer et al., 2017; with SwiGLU: Shazeer, 2020.
     """
+    gate_up_weight, down_weight = gate_up.data, down.data
     _check(x, gate_up_weight, down_weight, weights, expert_ids)
     if len(x) == 0:
         return torch.empty_like(x)
@@ -267,70 +268,3 @@ def moe_experts(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights:
         return moe_small(x, gate_up_weight, down_weight, weights, expert_ids)
     tile = tile_for(expert_ids.numel(), len(gate_up_weight))
     return _grouped(x, gate_up_weight, down_weight, weights, expert_ids, tile)
-
-
-def aot_cases(model) -> list[Case]:
-    """Every row of the tile table at the most rows it is for (the last one at 8,192 tokens), and the combine."""
-    E, H, I, top_k = model.num_experts, model.hidden_size, model.moe_intermediate_size, model.top_k
-    sort = dict.fromkeys(("offsets_ptr", "order_ptr", "tile_experts_ptr"), "*i32:16")
-    stream = dict.fromkeys(("weight_ptr", "hidden_ptr"), "*bf16:16")
-    length = {True: "i32:16", False: "i32"}
-    cases = []
-    for tile in TILES:
-        tokens = min(8192, tile.max_rows * E // top_k)
-        pairs, hit = tokens * top_k, E * (1 - (1 - top_k / E) ** tokens)
-        for name, matmul in (("gate_up", tile.gate_up), ("down", tile.down)):
-            n, step_bytes, num_warps, num_stages = matmul
-            constants = {"H": H, "I": I, "BLOCK_M": tile.block_m, "BLOCK_N": n, "BLOCK_K": step_bytes // 2}
-            if name == "gate_up":
-                kernel, columns, rows = gate_up_kernel, I, 2 * I
-                moved = 2 * (tokens * H + pairs * I)
-                arguments = {
-                    "x_ptr": "*bf16:16",
-                    "hidden_size": length[H % 16 == 0],
-                    "TOP_K": top_k,
-                    "X_STRIDE": H,
-                    "EXPERT_STRIDE": 2 * I * H,
-                    "WEIGHT_STRIDE": H,
-                }
-            else:
-                kernel, columns, rows = down_kernel, H, H
-                moved = 2 * pairs * (I + H)
-                arguments = {
-                    "weights_ptr": "*bf16:16",
-                    "out_ptr": "*bf16:16",
-                    "intermediate_size": length[I % 16 == 0],
-                    "EXPERT_STRIDE": H * I,
-                    "WEIGHT_STRIDE": I,
-                }
-            width = rows * (H if name == "gate_up" else I)
-            cases.append(
-                Case(
-                    f"{name} {tile.block_m} rows",
-                    kernel,
-                    sort | stream | constants | arguments,
-                    num_warps,
-                    num_stages,
-                    programs=(pairs // tile.block_m + E) * triton.cdiv(columns, n),
-                    bytes_moved=int(moved + 2 * hit * width),
-                    flops=2 * pairs * width,
-                    tensor_cores=True,
-                    streams=True,
-                )
-            )
-    tokens = 8192
-    arguments = {"pairs_ptr": "*bf16:16", "out_ptr": "*bf16:16", "H": H, "TOP_K": top_k, "BLOCK": COMBINE_COLUMNS}
-    cases.append(
-        Case(
-            "combine",
-            combine_kernel,
-            arguments,
-            num_warps=4,
-            num_stages=3,
-            programs=tokens * triton.cdiv(H, COMBINE_COLUMNS),
-            bytes_moved=2 * tokens * (top_k + 1) * H,
-            flops=tokens * top_k * H,
-            streams=True,
-        )
-    )
-    return cases

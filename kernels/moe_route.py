@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
-
 __all__ = ["ExpertSort", "route", "sort_by_expert"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -22,11 +20,11 @@ def route_kernel(
     logits_stride,
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
-    RENORMALISE: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """weight = softmax(logits)[expert] for the k largest logits, divided by their sum when RENORMALISE.
+    """weight = softmax(logits)[expert] for the k largest logits, divided by their sum when RENORMALIZE.
 
     logits [T, E], weights [T, k], expert_ids [T, k] int64. Grid (T,): a program is one warp and owns one token.
     """
@@ -54,19 +52,19 @@ def route_kernel(
     value = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     kept = place < TOP_K
     weight = tl.where(kept, tl.exp(value - largest) / total, 0.0)
-    if RENORMALISE:
+    if RENORMALIZE:
         weight = weight / tl.sum(weight, 0)
     out = token * TOP_K + place
     tl.store(weights_ptr + out, weight.to(weights_ptr.dtype.element_ty), mask=kept)
     tl.store(expert_ids_ptr + out, ids.to(tl.int64), mask=kept)
 
 
-def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def route(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """The experts of each token and their weights, in one launch (Shazeer et al., 2017).
 
     router_logits [T, E] float32, float16 or bfloat16 -> (weights [T, k] in their dtype, expert_ids [T, k] int64), the
     likeliest expert first, of equal ones the lowest id. Softmax in float32 over all experts, top-k, weights divided
-    by their sum when `renormalise`, rounded last. A logit may be -inf. Raises ValueError for another layout.
+    by their sum when `renormalize`, rounded last. A logit may be -inf. Raises ValueError for another layout.
     """
     if router_logits.ndim != 2 or router_logits.dtype not in DTYPES or router_logits.stride(1) != 1:
         raise ValueError(
@@ -86,7 +84,7 @@ def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor,
             router_logits.stride(0),
             NUM_EXPERTS=experts,
             TOP_K=top_k,
-            RENORMALISE=renormalise,
+            RENORMALIZE=renormalize,
             BLOCK_E=triton.next_power_of_2(experts),
             BLOCK_K=triton.next_power_of_2(top_k),
             num_warps=1,
@@ -187,54 +185,3 @@ def sort_by_expert(expert_ids: Tensor, num_experts: int, block_m: int) -> Expert
         num_warps=4,
     )
     return sort
-
-
-def aot_cases(model) -> list[Case]:
-    """Routing 8,192 tokens, and sorting the pairs of 32 tokens (decode) and of 8,192 (prefill)."""
-    tokens, experts, top_k = 8192, model.num_experts, model.top_k
-    cases = [
-        Case(
-            f"route {experts} experts top {top_k}",
-            route_kernel,
-            {
-                "logits_ptr": "*bf16:16",
-                "weights_ptr": "*bf16:16",
-                "expert_ids_ptr": "*i64:16",
-                "logits_stride": "i32:16" if experts % 16 == 0 else "i32",
-                "NUM_EXPERTS": experts,
-                "TOP_K": top_k,
-                "RENORMALISE": True,
-                "BLOCK_E": triton.next_power_of_2(experts),
-                "BLOCK_K": triton.next_power_of_2(top_k),
-            },
-            num_warps=1,
-            num_stages=3,
-            programs=tokens,
-            bytes_moved=tokens * (2 * experts + 10 * top_k),
-            flops=4 * tokens * experts,
-        )
-    ]
-    for tokens, block in ((32, 256), (8192, 2048)):
-        pairs = tokens * top_k
-        cases.append(
-            Case(
-                f"sort_by_expert {tokens} tokens",
-                sort_by_expert_kernel,
-                {
-                    "expert_ids_ptr": "*i64:16",
-                    "offsets_ptr": "*i32:16",
-                    "order_ptr": "*i32:16",
-                    "tile_experts_ptr": "*i32:16",
-                    "num_pairs": "i32:16" if pairs % 16 == 0 else "i32",
-                    "BLOCK_M": 16,
-                    "BLOCK": block,
-                    "BLOCK_TILES": 32,
-                },
-                num_warps=4,
-                num_stages=3,
-                programs=experts,
-                bytes_moved=12 * pairs + 8 * experts,
-                flops=0,
-            )
-        )
-    return cases

@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
-
 MAX_TOKENS = 16  # the rows of the smallest matmul that tensor cores take
 GATE_UP_N, GATE_UP_BYTES = 16, 256  # columns of a program, bytes of a row per step
 DOWN_ROWS, DOWN_BYTES = 32, 256  # columns times experts of a program, bytes of a row per step
@@ -172,51 +170,3 @@ def moe_small(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: T
         num_warps=8,
     )
     return out
-
-
-def aot_cases(model) -> list[Case]:
-    """Both launches for 1 and for MAX_TOKENS tokens, which differ in their cost alone."""
-    E, H, I, top_k = model.num_experts, model.hidden_size, model.moe_intermediate_size, model.top_k
-    tensors = {"weight_ptr": "*bf16:16", "expert_ids_ptr": "*i64:16", "hidden_ptr": "*fp32:16"}
-    cases = []
-    for tokens in (1, MAX_TOKENS):
-        hit = E * (1 - (1 - top_k / E) ** tokens)
-        gate_up, down = _gate_up_constants(H, I, top_k, 2), _down_constants(H, I, top_k, 2)
-        cases.append(
-            Case(
-                f"gate_up {tokens} tokens",
-                small_gate_up_kernel,
-                {
-                    **tensors,
-                    **gate_up,
-                    "x_ptr": "*bf16:16",
-                    "weights_ptr": "*bf16:16",
-                    "tokens": "i32:16" if tokens % 16 == 0 else tokens if tokens == 1 else "i32",
-                    "hidden_size": "i32:16" if H % 16 == 0 else "i32",
-                    "X_STRIDE": H,
-                    "EXPERT_STRIDE": 2 * I * H,
-                    "WEIGHT_STRIDE": H,
-                },
-                num_warps=4,
-                num_stages=4,
-                programs=tokens * top_k * triton.cdiv(I, gate_up["BLOCK_N"]),
-                bytes_moved=int(hit * 4 * I * H),
-                flops=tokens * top_k * 4 * I * H,
-                tensor_cores=True,
-                streams=True,
-            )
-        )
-        cases.append(
-            Case(
-                f"down {tokens} tokens",
-                small_down_kernel,
-                {**tensors, **down, "out_ptr": "*bf16:16", "EXPERT_STRIDE": H * I, "WEIGHT_STRIDE": I},
-                num_warps=8,
-                num_stages=3,
-                programs=tokens * triton.cdiv(H, down["BLOCK_N"]),
-                bytes_moved=int(hit * 2 * I * H),
-                flops=tokens * top_k * 2 * I * H,
-                streams=True,
-            )
-        )
-    return cases

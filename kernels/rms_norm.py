@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
-
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HIDDEN = 8192
 
@@ -105,28 +103,3 @@ def _check(x: Tensor, weight: Tensor) -> None:
         raise ValueError(f"weight must be {wanted}, got {_kind(weight)}")
     if not weight.is_contiguous():
         raise ValueError(f"weight must be contiguous, got strides {weight.stride()}")
-
-
-def aot_cases(model) -> list[Case]:
-    """Both kernels at the model's hidden size and at the largest, 4,096 tokens."""
-    cases = []
-    tokens = 4096
-    for hidden in sorted({model.hidden_size, MAX_HIDDEN}):
-        block = triton.next_power_of_2(hidden)
-        for kernel, tensors in ((rms_norm_kernel, ("out", "x")), (add_rms_norm_kernel, ("out", "x", "residual"))):
-            arguments = {f"{name}_ptr": "*bf16:16" for name in (*tensors, "weight")}
-            cases.append(
-                Case(
-                    name=f"{kernel.__name__.removesuffix('_kernel')} H={hidden}",
-                    kernel=kernel,
-                    arguments=arguments | {"eps": "fp32", "H": hidden, "BLOCK": block},
-                    num_warps=_num_warps(block),
-                    num_stages=3,
-                    programs=tokens,
-                    # Each tensor is read or written once, the residual both.
-                    bytes_moved=2 * hidden * (tokens * (2 if kernel is rms_norm_kernel else 4) + 1),
-                    flops=4 * tokens * hidden,
-                    streams=True,
-                )
-            )
-    return cases

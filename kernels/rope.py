@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
+from .paged_cache import PagedCache
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 512
@@ -166,8 +166,7 @@ def qk_norm_rope_cache(
     positions: Tensor,
     rope_table: Tensor,
     slot_mapping: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: PagedCache,
 ) -> Tensor:
     """Per-head RMSNorm of q and k, RoPE on both, K and V written to their slots; V is untouched.
 
@@ -176,6 +175,7 @@ def qk_norm_rope_cache(
     int64, a slot of -1 writes nothing, others must be distinct; rope_table as in `rope` -> q [T, Hq, D]. Raises
     ValueError for other layouts or dtypes.
     """
+    key_cache, value_cache = cache
     _need(qkv.dim() == 2, f"qkv must be [T, (Hq + 2 Hkv) * D], got {list(qkv.shape)}")
     _need(qkv.dtype in DTYPES, f"qkv must be float32, float16 or bfloat16, got {qkv.dtype}")
     _need(qkv.is_contiguous(), f"qkv must be contiguous, got strides {qkv.stride()}")
@@ -247,45 +247,3 @@ def _check_rotation(x: Tensor, head_dim: int, positions: Tensor, rope_table: Ten
     _need(rope_table.dtype == torch.float32, f"rope_table must be float32, got {rope_table.dtype}")
     _need(rope_table.is_contiguous(), f"rope_table must be contiguous, got strides {rope_table.stride()}")
     _need(rope_table.device == x.device, f"rope_table must be on {x.device}, got {rope_table.device}")
-
-
-def aot_cases(model) -> list[Case]:
-    """Both kernels at the model's heads, 4,096 tokens, pages of 16 and of 256."""
-    tokens, head_dim = 4096, model.head_dim
-    q_heads, kv_heads = model.num_heads, model.num_kv_heads
-    heads = q_heads + 2 * kv_heads
-    tile = Tile.of(head_dim)
-    shape = {"D": head_dim, "TILE_HEADS": tile.heads, "TILE_HALF": tile.half}
-    ids_and_table = tokens * (16 + 4 * head_dim)
-    cases = [
-        Case(
-            name="rope",
-            kernel=rope_kernel,
-            arguments={"out_ptr": "*bf16:16", "x_ptr": "*bf16:16", "positions_ptr": "*i64", "table_ptr": "*fp32:16"}
-            | {"HEADS": q_heads, **shape},
-            num_warps=tile.num_warps,
-            num_stages=3,
-            programs=tokens * triton.cdiv(q_heads, tile.heads),
-            bytes_moved=4 * tokens * q_heads * head_dim + ids_and_table,
-            flops=3 * tokens * q_heads * head_dim,
-            streams=True,
-        )
-    ]
-    tensors = ("q", "qkv", "q_weight", "k_weight", "key_cache", "value_cache")
-    for block_size in (16, 256):
-        arguments = {f"{name}_ptr": "*bf16:16" for name in tensors}
-        arguments |= {"eps": "fp32", "positions_ptr": "*i64", "table_ptr": "*fp32:16", "slots_ptr": "*i64"}
-        cases.append(
-            Case(
-                name=f"qk_norm_rope_cache block_size={block_size}",
-                kernel=qk_norm_rope_cache_kernel,
-                arguments=arguments | {"Q_HEADS": q_heads, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size, **shape},
-                num_warps=tile.num_warps,
-                num_stages=3,
-                programs=tokens * triton.cdiv(heads, tile.heads),
-                bytes_moved=4 * tokens * heads * head_dim + ids_and_table,
-                flops=7 * tokens * heads * head_dim,
-                streams=True,
-            )
-        )
-    return cases

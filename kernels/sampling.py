@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
-
 BLOCK = 4096  # logits per step of a pass over a row; three steps in flight are 48 KB
 CAPACITY = 4096  # candidates of a row
 CANDIDATES_BLOCK = 1024  # per step of a pass over them
@@ -300,30 +298,3 @@ def sample(
             num_warps=NUM_WARPS,
         )
     return tokens
-
-
-def aot_cases(model) -> list[Case]:
-    """One row of logits; its bytes are those of four passes, as with a top-k that the first probe finds."""
-    V = model.vocab_size
-    pointers = {
-        "tokens": "*i64:16",
-        "logits": "*fp32:16",
-        "temperature": "*fp32:16",
-        "top_k": "*i64:16",
-        "top_p": "*fp32:16",
-        "min_p": "*fp32:16",
-        "seeds": "*i64:16",
-        "positions": "*i64:16",
-        "candidates": "*fp32:16",
-        "candidate_ids": "*i32:16",
-    }
-    arguments = {f"{name}_ptr": kind for name, kind in pointers.items()}
-    arguments |= {
-        "V": "i32:16" if V % 16 == 0 else "i32",
-        "BLOCK": BLOCK,
-        "CAPACITY": CAPACITY,
-        "CANDIDATES_BLOCK": CANDIDATES_BLOCK,
-        "PROBES": PROBES,
-    }
-    bytes_moved, flops = 4 * 4 * V, 4 * 4 * V
-    return [Case(f"sample V={V}", sample_kernel, arguments, NUM_WARPS, 3, 1, bytes_moved, flops, streams=True)]

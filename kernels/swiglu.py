@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import Case
-
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK, NUM_WARPS = 1024, 4  # a 128-bit load of bfloat16 from either half for each thread
 
@@ -41,21 +39,3 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if out.numel():
         swiglu_kernel[rows, triton.cdiv(size, BLOCK)](out, gate_up, size, BLOCK, num_warps=NUM_WARPS)
     return out
-
-
-def aot_cases(model) -> list[Case]:
-    """The dense MLP of Qwen3-32B's size, 4,096 tokens; the mixtures of experts do not launch it."""
-    rows, size = 4096, 25600
-    return [
-        Case(
-            name=f"swiglu I={size}",
-            kernel=swiglu_kernel,
-            arguments={"out_ptr": "*bf16:16", "gate_up_ptr": "*bf16:16", "I": size, "BLOCK": BLOCK},
-            num_warps=NUM_WARPS,
-            num_stages=3,
-            programs=rows * triton.cdiv(size, BLOCK),
-            bytes_moved=2 * 3 * rows * size,
-            flops=5 * rows * size,
-            streams=True,
-        )
-    ]

@@ -1,4 +1,4 @@
-"""Where there is no GPU, Triton kernels run in Triton's interpreter, made exact and strict by kernels.interpreter."""
+"""Where there is no GPU, Triton kernels run in Triton's interpreter, made exact and strict by testing.interpreter."""
 
 import importlib.util
 import os
@@ -20,6 +20,6 @@ if importlib.util.find_spec("triton"):
     import triton
 
     if triton.knobs.runtime.interpret:
-        from qwen3_kernels import interpreter
+        from qwen3_kernels.testing import interpreter
 
         interpreter.install()

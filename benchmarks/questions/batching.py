@@ -18,7 +18,7 @@ import torch
 
 from qwen3 import LLM, SamplingParams
 from qwen3.errors import Qwen3Error
-from qwen3.hub import resolve
+from qwen3.load.hub import resolve
 from qwen3.sequence import percentile
 
 from ..common import Answer, settings_of, side_by_side

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from qwen3 import LLM
-from qwen3.config import ModelConfig
+from qwen3.config.hf import model_config
+from qwen3.config.model import ModelConfig
 from qwen3.errors import Qwen3Error
 from qwen3.roofline import dense_bytes, expert_bytes
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> Answer:
         figures.append(step_figures(args.model, config, batch, unrelated, "measured"))
         figures.append(step_figures(args.model, config, batch, uniform, "computed"))
     for name in EXTRAPOLATED:
-        larger = ModelConfig.from_folder(config_folder(name))
+        larger = model_config(config_folder(name))
         for batch in args.batches:
             hit = uniform_distinct(larger.num_experts, larger.top_k, batch)
             figures.append(step_figures(name, larger, batch, hit, "computed"))

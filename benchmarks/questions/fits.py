@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from qwen3.config import ModelConfig
+from qwen3.config.hf import model_config
 
 from ..common import CONFIGS, Answer, config_folder
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Answer:
     figures = []
     for model in args.models:
-        config = ModelConfig.from_folder(config_folder(model))
+        config = model_config(config_folder(model))
         weights = config.parameters()[0] * torch.bfloat16.itemsize
         per_token = config.kv_bytes_per_token(torch.bfloat16)
         for card, gigabytes in CARDS.items():

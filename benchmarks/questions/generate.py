@@ -20,7 +20,7 @@ import transformers
 from torch import Tensor
 
 from qwen3 import LLM, Completion
-from qwen3.bench import (
+from qwen3.cli.bench import (
     BLOCK_SIZE,
     bytes_per_step,
     decode_seconds,
@@ -30,9 +30,10 @@ from qwen3.bench import (
     require_room,
     room_for,
 )
-from qwen3.config import DTYPES, ModelConfig
+from qwen3.config.hf import model_config
+from qwen3.config.model import DTYPES
 from qwen3.device import resolve_device
-from qwen3.hub import resolve
+from qwen3.load.hub import resolve
 from qwen3.memory import available_bytes
 from qwen3.roofline import copy_bandwidth
 
@@ -120,7 +121,7 @@ def checkpoint(model: str, dtype: torch.dtype, device: torch.device):
 
 def fits_twice(folder: Path, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the weights of both sides fit, with a quarter more for activations and caches."""
-    weights = ModelConfig.from_folder(folder).parameters()[0] * dtype.itemsize
+    weights = model_config(folder).parameters()[0] * dtype.itemsize
     return 2.5 * weights < available_bytes(device)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from qwen3.config import ModelConfig
+from qwen3.config.hf import model_config
 from qwen3.device import resolve_device
 from qwen3.errors import Qwen3Error
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> Answer:
     device = resolve_device(args.device)
     figures = []
     with random_checkpoint(args.shape, torch.bfloat16, device, num_hidden_layers=args.layers) as folder:
-        config, size = ModelConfig.from_folder(folder), (folder / "model.safetensors").stat().st_size
+        config, size = model_config(folder), (folder / "model.safetensors").stat().st_size
         for state in ("cold", "warm"):
             row = starts(folder, device, state, args.rounds)
             figures.append(row)

@@ -2,25 +2,24 @@
 
 At the shapes of one layer of real models. On a GPU: Triton, reference, eager, compiled, and other libraries that are
 installed, each call with an empty L2 cache. Without one: the reference path beside an eager form on this CPU, and what
-the compiler says about each kernel (registers, spills, bytes, roofline time of an H100). A side is timed only after its
+the compiler says about each kernel (registers, spills, blocks of a multiprocessor). A side is timed only after its
 error against float64 was at most twice the reference's own. The limit is measured: bytes that a large copy reads and
 writes, operations of a large matmul. Data that fits into a cache can be faster than the copy.
 """
 
 import argparse
-import importlib
 import importlib.util
-import json
-import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from qwen3.config import DTYPES, ModelConfig
+from qwen3.config.hf import model_config
+from qwen3.config.model import DTYPES
 from qwen3.roofline import copy_bandwidth
 from qwen3_kernels.backend import BACKENDS, backend
+from qwen3_kernels.testing.contract import compare
 
 from ..common import Answer, config_folder, seconds, side_by_side
 from .ops_cases import OpCase, cases
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> Answer:
     )
     figures = []
     for name in settings["models"]:
-        config = ModelConfig.from_folder(config_folder(name))
+        config = model_config(config_folder(name))
         for case in cases(config, settings["tokens"], settings["contexts"], dtype, device):
             if not args.only or case.op in args.only:
                 rows = measure(case, device, settings["rounds"], ceiling)
@@ -123,27 +122,8 @@ def gate(case: OpCase, function: Callable, exact: list[Tensor], own: list[Tensor
         if side in BACKENDS:
             raise
         return {"within": False, "error_ratio": None, "failed": " ".join(str(error).split())[:200]}
-    checks = [contract(*tensors) for tensors in zip(outputs, exact, own, strict=True)]
-    return {"within": all(within for within, _ in checks), "error_ratio": max(ratio for _, ratio in checks)}
-
-
-def contract(actual: Tensor, exact: Tensor, own: Tensor) -> tuple[bool, float]:
-    """The numbers contract: max and RMS error at most twice those of the reference in the same dtype, plus one ulp.
-
-    Also the ratio of the two RMS errors (1 when both are exact). NaN never passes. The ulp is of the largest value; in
-    the RMS error a single element may be off by it, in float32 every element (see tests/kernels/contract.py).
-    """
-    if not bool(actual.isfinite().all()):
-        return False, math.inf
-    error, own_error = (x.double().flatten() - exact.flatten() for x in (actual, own))
-    largest = float(exact.abs().max())
-    ulp = torch.finfo(own.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
-    off_by_one = actual.numel() if own.dtype == torch.float32 else 1
-    within = True
-    for order, slack in ((math.inf, ulp), (2, ulp * math.sqrt(off_by_one))):
-        norm, own_norm = (float(torch.linalg.vector_norm(e, order)) for e in (error, own_error))
-        within &= norm <= 2 * own_norm + slack
-    return within, norm / own_norm if own_norm else float(norm > 0) + 1.0
+    checks = [compare(*tensors) for tensors in zip(outputs, exact, own, strict=True)]
+    return {"within": not any(broken for broken, _ in checks), "error_ratio": max(ratio for _, ratio in checks)}
 
 
 def cold_seconds(run: Callable[[], object], device: str) -> float:
@@ -171,35 +151,18 @@ def matmul_speed(device: str, dtype: torch.dtype) -> float:
 
 
 def compiled_kernels() -> list[dict]:
-    """What the ahead-of-time table and the kernels' own cases say; nothing without Triton."""
+    """What the ahead-of-time table says of one architecture; nothing without Triton."""
     if importlib.util.find_spec("triton") is None:
         print("Triton is not installed: its compiled kernels are left out")
         return []
-    from qwen3_kernels import aot
+    from qwen3_kernels.aot import table
 
-    table = json.loads(aot.TABLE.read_text())["kernels"]
     rows = []
-    for model, module in ((model, module) for model in aot.MODELS for module in aot.MODULES):
-        for case in importlib.import_module(f"qwen3_kernels.{module}").aot_cases(aot.MODELS[model]):
-            compiled = table[f"{model}/{AOT_ARCHITECTURE}/{module}/{case.name}"]
-            roofline = max(case.bytes_moved / aot.H100_BYTES_PER_SECOND, case.flops / aot.H100_FLOPS)
-            rows.append(
-                {
-                    "figure": "compiled",
-                    "model": model,
-                    "module": module,
-                    "kernel": case.name,
-                    "architecture": AOT_ARCHITECTURE,
-                    "programs": case.programs,
-                    "registers": compiled["registers"],
-                    "spill_bytes": compiled["spill_bytes"],
-                    "blocks_per_multiprocessor": compiled["blocks_per_sm"],
-                    "wide_load_share": compiled["wide_load_share"],
-                    "bytes": case.bytes_moved,
-                    "flops": case.flops,
-                    "h100_roofline_us": roofline * 1e6,
-                }
-            )
+    for key, compiled in table.read()["kernels"].items():
+        model, architecture, module, kernel = key.split("/")
+        if architecture == AOT_ARCHITECTURE:
+            names = {"model": model, "module": module, "kernel": kernel, "architecture": architecture}
+            rows.append({"figure": "compiled"} | names | compiled)
     return rows
 
 

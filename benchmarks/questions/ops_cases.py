@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwen3.config import ModelConfig
+from qwen3.config.model import ModelConfig
 from qwen3.model import rope_table
 from qwen3_kernels import reference
 

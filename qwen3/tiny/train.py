@@ -18,7 +18,7 @@ from torch import Tensor
 from qwen3_kernels.backend import backend
 
 from ..checkpoint import load_weights, published_tensors
-from ..config import ModelConfig
+from ..config.hf import from_hf
 from ..kv_cache import KVCache
 from ..model import Qwen3
 from ..step import Step
@@ -78,7 +78,7 @@ def main() -> None:
     bigram = corpus.bigram_loss(training, held_out, corpus.VOCAB_SIZE)
     print(f"{len(training):,} training tokens, {len(held_out):,} held out; a bigram model gets {bigram:.3f} nats")
 
-    config = ModelConfig.from_hf(CONFIG)
+    config = from_hf(CONFIG)
     model = Qwen3(config, backend("reference"), CONFIG["max_position_embeddings"], device=args.device)
     initialise(model)
     if args.start_from:

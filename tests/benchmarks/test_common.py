@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import common
 from qwen3 import Qwen3Error
-from qwen3.config import ModelConfig
+from qwen3.config.hf import from_hf, model_config
 
 # The sizes that the model cards publish.
 PARAMETERS = {
@@ -62,22 +62,22 @@ def test_a_broken_record_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_shapes_of_the_real_models(name):
-    config = ModelConfig.from_folder(common.config_folder(name))
+    config = model_config(common.config_folder(name))
     assert config.parameters() == PARAMETERS[name] and config.rope_theta == 1e6 and config.max_positions == 40960
     assert config.eos_token_ids == (151645,) and config.dtype == torch.bfloat16
 
 
 def test_shapes_are_those_that_the_kernels_are_compiled_for():
-    aot = pytest.importorskip("qwen3_kernels.aot")
-    for name, model in (("Qwen3-30B-A3B", aot.MODELS["30B"]), ("Qwen3-235B-A22B", aot.MODELS["235B"])):
-        config = ModelConfig.from_folder(common.config_folder(name))
+    shapes = pytest.importorskip("qwen3_kernels.aot.shapes")
+    for name, model in (("Qwen3-30B-A3B", shapes.MODELS["30B"]), ("Qwen3-235B-A22B", shapes.MODELS["235B"])):
+        config = model_config(common.config_folder(name))
         assert {field: getattr(config, field) for field in vars(model)} == vars(model)
 
 
 def test_tiny_shape_is_that_of_the_embedded_model():
-    shape = ModelConfig.from_folder(common.config_folder("tiny-shape"))
+    shape = model_config(common.config_folder("tiny-shape"))
     tiny = json.loads((common.REPOSITORY / "qwen3/tiny/config.json").read_text())
-    assert shape.parameters() == ModelConfig.from_hf(tiny).parameters()
+    assert shape.parameters() == from_hf(tiny).parameters()
 
 
 def test_an_unknown_shape_is_refused():

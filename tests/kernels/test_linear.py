@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from qwen3_kernels import linear as module
 from qwen3_kernels import reference, rms_norm
 from qwen3_kernels.linear import MATRIX_TILES, MAX_TOKENS, VECTOR_TILES, add_norm_linear, linear
-
-from .contract import assert_contract, assert_guards, guarded, poisoned_outputs
+from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
+from qwen3_kernels.weights import Dense
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -42,18 +42,18 @@ class Inputs:
         return x, residual, norm_weight, EPS, *self._of(("weight", "bias" if bias else None), wide)
 
     def _of(self, names: tuple, wide: bool) -> tuple:
-        tensors = (self.tensors.get(name) for name in names)
-        return tuple(t.double() if wide and t is not None else t for t in tensors)
+        tensors = {name: t.double() if wide else t for name, t in self.tensors.items()}
+        return tuple(Dense(tensors[name]) if name == "weight" else tensors.get(name) for name in names)
 
 
-def magnitude(dtype: torch.dtype, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> float:
+def magnitude(dtype: torch.dtype, x: torch.Tensor, weight: Dense, bias: torch.Tensor | None) -> float:
     """The largest sum of magnitudes behind an output, where there are so few that cancellation may hit them all.
 
     Only in float32: in a narrower dtype both sides sum in float32, and what counts is the rounding of the result.
     """
     if dtype != torch.float32 or x.shape[0] * weight.shape[0] > 64:
         return 0.0
-    return float(reference.linear(x.abs(), weight.abs(), None if bias is None else bias.abs()).max())
+    return float(reference.linear(x.abs(), Dense(weight.data.abs()), None if bias is None else bias.abs()).max())
 
 
 def check_linear(*shape: int, dtype: torch.dtype, bias: bool = True, seed: int = 0) -> None:
@@ -241,8 +241,10 @@ def test_weights_beyond_int32(tokens: int) -> None:
     weight = torch.zeros(outputs, 8192, dtype=torch.float16, device=DEVICE)
     weight[-3:] = Inputs(1, 3, 8192, torch.float16).tensors["weight"]
     x = Inputs(tokens, 1, 8192, torch.float16).tensors["x"]
-    exact = reference.linear(x.double(), weight[-3:].double())
-    assert_contract(linear(x, weight)[:, -3:].contiguous(), exact, reference.linear(x, weight[-3:]))
+    last = weight[-3:]
+    exact = reference.linear(x.double(), Dense(last.double()))
+    out = linear(x, Dense(weight))[:, -3:].contiguous()
+    assert_contract(out, exact, reference.linear(x, Dense(last)))
 
 
 @settings(max_examples=20, deadline=None)
@@ -270,19 +272,19 @@ def refused(message: str):
 def test_refusals_say_what_they_got(tokens: int) -> None:
     x, residual, norm_weight, eps, weight, bias = Inputs(tokens, 6, 64, torch.float32).add_norm_linear(True, True)
     with refused("x must be float32, float16 or bfloat16, got torch.float64"):
-        linear(x.double(), weight.double())
+        linear(x.double(), Dense(weight.data.double()))
     with refused(f"x must be \\[tokens, columns\\], got \\[{tokens}, 8, 8\\]"):
         linear(x.view(tokens, 8, 8), weight)
     with refused("x must be contiguous, got strides \\(64, 2\\)"):
-        linear(x[:, ::2], weight[:, :32].contiguous())
+        linear(x[:, ::2], Dense(weight.data[:, :32].contiguous()))
     with refused("weight must be \\[outputs, columns\\], got \\[64\\]"):
-        linear(x, weight[0])
+        linear(x, Dense(weight.data[0]))
     with refused("weight must be torch.float32 \\[6, 64\\] on .*, got torch.float32 \\[6, 63\\]"):
-        linear(x, weight[:, :63])
+        linear(x, Dense(weight.data[:, :63]))
     with refused("weight must be .*, got torch.bfloat16"):
-        linear(x, weight.bfloat16())
+        linear(x, Dense(weight.data.bfloat16()))
     with refused("weight must be contiguous, got strides \\(1, 6\\)"):
-        linear(x, weight.t().contiguous().t())
+        linear(x, Dense(weight.data.t().contiguous().t()))
     with refused("bias must be torch.float32 \\[6\\] on .*, got torch.float32 \\[5\\]"):
         linear(x, weight, bias[:5])
     with refused("norm_weight must be torch.float32 \\[64\\] on .*, got torch.float32 \\[63\\]"):
@@ -293,4 +295,4 @@ def test_refusals_say_what_they_got(tokens: int) -> None:
         add_norm_linear(x, residual.repeat(1, 2)[:, ::2], norm_weight, eps, weight)
     with refused(f"x must have at most 8192 columns, got \\[{tokens}, 8193\\]"):
         wide = torch.zeros(tokens, 8193, device=DEVICE)
-        add_norm_linear(wide, None, wide[0], eps, wide[:1])
+        add_norm_linear(wide, None, wide[0], eps, Dense(wide[:1]))

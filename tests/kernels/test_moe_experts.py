@@ -1,5 +1,6 @@
 """moe_experts against the reference: the small path of up to 16 tokens and the grouped path of more."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from qwen3_kernels import moe_experts as grouped
 from qwen3_kernels import moe_route, moe_small, reference
-from qwen3_kernels.moe_experts import TILES, Tile, moe_experts, tile_for
-
-from .contract import assert_contract, poisoned_outputs
+from qwen3_kernels.moe_experts import TILES, Tile, tile_for
+from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
+from qwen3_kernels.weights import Dense
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -20,10 +21,15 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 class Inputs(NamedTuple):
     x: Tensor
-    gate_up_weight: Tensor
-    down_weight: Tensor
+    gate_up: Tensor
+    down: Tensor
     weights: Tensor
     expert_ids: Tensor
+
+    def run(self, op: Callable[..., Tensor] = grouped.moe_experts, dtype: torch.dtype | None = None) -> Tensor:
+        """The op on these values, in another dtype if one is given."""
+        x, gate_up, down, weights = (t if dtype is None else t.to(dtype) for t in self[:4])
+        return op(x, Dense(gate_up), Dense(down), weights, self.expert_ids)
 
 
 def inputs(
@@ -51,10 +57,9 @@ def inputs(
 def check(args: Inputs) -> Tensor:
     before = [t.clone() for t in args]
     with poisoned_outputs(moe_route, moe_small, grouped):
-        out = moe_experts(*args)
+        out = args.run()
     assert all(torch.equal(t, b) for t, b in zip(args, before))
-    exact = reference.moe_experts(*(t.double() for t in args[:4]), args.expert_ids)
-    assert_contract(out, exact, reference.moe_experts(*args))
+    assert_contract(out, args.run(reference.moe_experts, torch.float64), args.run(reference.moe_experts))
     return out
 
 
@@ -125,16 +130,16 @@ def test_experts_that_are_not_hit_are_not_read(tokens: int) -> None:
     args = inputs(tokens, experts=20, expert_ids=ids)
     idle = [e for e in range(20) if e not in (3, 7, 19)]
     clean = check(args)
-    args.gate_up_weight[idle] = args.down_weight[idle] = float("nan")
-    assert torch.equal(moe_experts(*args), clean)
+    args.gate_up[idle] = args.down[idle] = float("nan")
+    assert torch.equal(args.run(), clean)
 
 
 @pytest.mark.parametrize("tokens", [4, 19])
 def test_a_token_of_nan_stays_alone(tokens: int) -> None:
     args = inputs(tokens, experts=4)
-    clean = moe_experts(*args)
+    clean = args.run()
     args.x[2] = float("nan")
-    out = moe_experts(*args)
+    out = args.run()
     assert out[2].isnan().all()
     others = [t for t in range(tokens) if t != 2]
     assert torch.equal(out[others], clean[others])
@@ -145,14 +150,14 @@ def test_rows_that_lie_apart(tokens: int) -> None:
     """Views with room between the rows, of x, of the weights' rows and of the experts."""
     args = inputs(tokens, experts=6, hidden=32, intermediate=16)
     wide = inputs(tokens, experts=8, hidden=48, intermediate=24)
-    x, gate_up, down = wide.x[:, 8:40], wide.gate_up_weight[2:, :32, 8:40], wide.down_weight[::2, 8:40, :16]
-    check(args._replace(x=x, gate_up_weight=gate_up[:4], down_weight=down, expert_ids=args.expert_ids % 4))
+    x, gate_up, down = wide.x[:, 8:40], wide.gate_up[2:, :32, 8:40], wide.down[::2, 8:40, :16]
+    check(args._replace(x=x, gate_up=gate_up[:4], down=down, expert_ids=args.expert_ids % 4))
 
 
 @pytest.mark.parametrize("tokens", [7, 40])
 def test_repeats_bit_by_bit(tokens: int) -> None:
     args = inputs(tokens, dtype=torch.float32)
-    assert torch.equal(moe_experts(*args), moe_experts(*args))
+    assert torch.equal(args.run(), args.run())
 
 
 @pytest.mark.parametrize(("tokens", "launches"), [(1, 2), (16, 2), (17, 4)])
@@ -170,12 +175,12 @@ def test_launches(tokens: int, launches: int, monkeypatch: pytest.MonkeyPatch) -
     for module in (moe_route, moe_small, grouped):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Counted(getattr(module, name)))
-    moe_experts(*inputs(tokens, top_k=1, hidden=32, intermediate=16))
+    inputs(tokens, top_k=1, hidden=32, intermediate=16).run()
     assert len(launched) == launches
 
 
 def test_no_tokens() -> None:
-    assert moe_experts(*inputs(0)).shape == (0, 40)
+    assert inputs(0).run().shape == (0, 40)
 
 
 @settings(max_examples=10, deadline=None)
@@ -246,12 +251,12 @@ def test_every_row_of_the_table_is_chosen() -> None:
         (lambda a: a._replace(weights=a.weights.float()), "float32, float16 or bfloat16 throughout"),
         (lambda a: a._replace(expert_ids=a.expert_ids.int()), "int64 expert_ids"),
         (lambda a: a._replace(x=a.x.t().contiguous().t()), "contiguous rows"),
-        (lambda a: a._replace(down_weight=a.down_weight.mT.contiguous().mT), "contiguous rows"),
+        (lambda a: a._replace(down=a.down.mT.contiguous().mT), "contiguous rows"),
         (lambda a: a._replace(weights=a.weights.t().contiguous().t()), "contiguous weights"),
         (lambda a: a._replace(expert_ids=a.expert_ids.t().contiguous().t()), "contiguous weights and expert_ids"),
         (lambda a: a._replace(x=a.x[:, :-1]), r"x \[3, 39\]"),
-        (lambda a: a._replace(gate_up_weight=a.gate_up_weight[:, 1:]), r"gate_up_weight \[4, 47, 40\]"),
-        (lambda a: a._replace(down_weight=a.down_weight[1:]), r"down_weight \[3, 40, 24\]"),
+        (lambda a: a._replace(gate_up=a.gate_up[:, 1:]), r"gate_up \[4, 47, 40\]"),
+        (lambda a: a._replace(down=a.down[1:]), r"down \[3, 40, 24\]"),
         (lambda a: a._replace(weights=a.weights[:2]), r"weights \[2, 2\]"),
         (lambda a: a._replace(expert_ids=a.expert_ids[:2]), r"expert_ids \[2, 2\]"),
         (lambda a: a._replace(x=a.x[0]), r"x \[40\]"),
@@ -262,4 +267,4 @@ def test_every_row_of_the_table_is_chosen() -> None:
 )
 def test_refuses(changed, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        moe_experts(*changed(inputs(3)))
+        changed(inputs(3)).run()

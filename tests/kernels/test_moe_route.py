@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from qwen3_kernels import moe_route, reference
 from qwen3_kernels.moe_route import route, sort_by_expert
-
-from .contract import assert_contract, poisoned_outputs
+from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -20,26 +19,26 @@ def logits_of(tokens: int, experts: int, dtype: torch.dtype, seed: int = 0, scal
     return (torch.randn(tokens, experts, generator=generator) * scale).to(dtype).to(DEVICE)
 
 
-def check_route(logits: torch.Tensor, top_k: int, renormalise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def check_route(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights within the contract, and the experts those of the largest logits, the lowest id first of equals."""
     before = logits.clone()
     with poisoned_outputs(moe_route):
-        weights, expert_ids = route(logits, top_k, renormalise)
+        weights, expert_ids = route(logits, top_k, renormalize)
     assert torch.equal(logits, before)
     assert expert_ids.dtype == torch.int64
     assert torch.equal(expert_ids, logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k])
-    exact, _ = reference.route(logits.double(), top_k, renormalise)
-    own, _ = reference.route(logits, top_k, renormalise)
+    exact, _ = reference.route(logits.double(), top_k, renormalize)
+    own, _ = reference.route(logits, top_k, renormalize)
     assert_contract(weights, exact, own)
     return weights, expert_ids
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize(
     ("experts", "top_k"),
     [
-        (4, 1),  # fewest experts; one choice, whose renormalised weight is 1
+        (4, 1),  # fewest experts; one choice, whose renormalized weight is 1
         (4, 4),  # every expert is chosen
         (5, 3),  # neither is a power of two: both tiles are masked
         (16, 16),  # most choices, and all of them
@@ -48,8 +47,8 @@ def check_route(logits: torch.Tensor, top_k: int, renormalise: bool) -> tuple[to
         (512, 10),  # most experts, 16 in each lane
     ],
 )
-def test_experts_and_choices(experts: int, top_k: int, renormalise: bool, dtype: torch.dtype) -> None:
-    check_route(logits_of(3, experts, dtype), top_k, renormalise)
+def test_experts_and_choices(experts: int, top_k: int, renormalize: bool, dtype: torch.dtype) -> None:
+    check_route(logits_of(3, experts, dtype), top_k, renormalize)
 
 
 # A program is a token: none may depend on how many there are.
@@ -79,11 +78,11 @@ def test_signs_and_extremes_are_ordered() -> None:
     assert expert_ids.tolist() == [sorted(range(8), key=lambda i: -row[i])]
 
 
-@pytest.mark.parametrize("renormalise", [True, False])
-def test_infinitely_negative_logits(renormalise: bool) -> None:
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_infinitely_negative_logits(renormalize: bool) -> None:
     """An expert at -inf has weight 0 and is chosen only when no other is left."""
     logits = torch.tensor([[-INFINITY, 1.0, -INFINITY, -2.0, 0.5], [-INFINITY] * 4 + [7.0]], device=DEVICE)
-    weights, expert_ids = check_route(logits, 4, renormalise)
+    weights, expert_ids = check_route(logits, 4, renormalize)
     assert expert_ids.tolist() == [[1, 4, 3, 0], [4, 0, 1, 2]]
     assert weights[0, 3] == 0 and weights[1].tolist() == [1, 0, 0, 0]
 

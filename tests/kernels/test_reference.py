@@ -1,4 +1,4 @@
-"""The reference ops against the plainest formulas, and against each other."""
+"""The reference ops against formulas token by token; float64 throughout, gradients, zero rows."""
 
 import math
 
@@ -7,14 +7,17 @@ import torch
 
 from qwen3_kernels import cpu
 from qwen3_kernels import reference as ops
+from qwen3_kernels.ops import Ops
+from qwen3_kernels.paged_cache import PagedCache
+from qwen3_kernels.weights import Dense
 
 SCALE = 0.3
 
 
-def pages(lengths, kv_heads=2, block_size=4, head_dim=8, dtype=torch.float32, seed=0):
-    """Random K and V of every sequence, and the same in shuffled pages whose unused slots hold NaN.
+def blocks_of(lengths, kv_heads=2, block_size=4, head_dim=8, dtype=torch.float32, seed=0):
+    """Random K and V of every sequence, and the same in shuffled blocks whose unused slots hold NaN.
 
-    -> keys and values per sequence [Hkv, length, D], key cache, value cache, block tables.
+    -> keys and values per sequence [Hkv, length, D], cache, block tables.
     """
     generator = torch.Generator().manual_seed(seed)
     used = [-(-length // block_size) for length in lengths]
@@ -30,7 +33,7 @@ def pages(lengths, kv_heads=2, block_size=4, head_dim=8, dtype=torch.float32, se
             kept.append(x)
             for i in range(length):
                 cache[blocks[i // block_size], :, i % block_size] = x[:, i]
-    return *plain, *caches, tables
+    return *plain, PagedCache(*caches), tables
 
 
 def plain_attention(q, keys, values):
@@ -46,16 +49,16 @@ def plain_attention(q, keys, values):
     return out
 
 
-# 0: nothing to read; 1; one below, at and above a page of 4; several pages.
+# 0: nothing to read; 1; one below, at and above a block of 4; several blocks.
 LENGTHS = [0, 1, 3, 4, 5, 17]
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [8, 8], [0], [0, 0], [1]])
 @pytest.mark.parametrize("q_heads", [2, 6])
 def test_decode_attention(lengths, q_heads):
-    keys, values, key_cache, value_cache, tables = pages(lengths)
+    keys, values, cache, tables = blocks_of(lengths)
     q = torch.randn(len(lengths), q_heads, 8)
-    out = ops.decode_attention(q, key_cache, value_cache, tables, torch.tensor(lengths), SCALE)
+    out = ops.decode_attention(q, cache, tables, torch.tensor(lengths), SCALE)
     for s, length in enumerate(lengths):
         expected = plain_attention(q[s : s + 1], keys[s], values[s]) if length else torch.zeros(1, q_heads, 8)
         torch.testing.assert_close(out[s : s + 1], expected, atol=2e-6, rtol=1e-5)
@@ -66,10 +69,10 @@ def test_decode_attention(lengths, q_heads):
 @pytest.mark.parametrize("q_heads", [2, 6])
 def test_prefill_attention_whole_prompts_and_last_chunks(q_heads):
     lengths, new = [5, 17, 4, 1, 9], [5, 6, 1, 1, 9]
-    keys, values, key_cache, value_cache, tables = pages(lengths)
+    keys, values, cache, tables = blocks_of(lengths)
     q = torch.randn(sum(new), q_heads, 8)
     starts = torch.tensor([0, *new]).cumsum(0)
-    out = ops.prefill_attention(q, key_cache, value_cache, tables, starts, torch.tensor(lengths), SCALE)
+    out = ops.prefill_attention(q, cache, tables, starts, torch.tensor(lengths), SCALE)
     for s in range(len(lengths)):
         rows = slice(starts[s], starts[s + 1])
         torch.testing.assert_close(out[rows], plain_attention(q[rows], keys[s], values[s]), atol=2e-6, rtol=1e-5)
@@ -93,9 +96,9 @@ def test_qk_norm_rope_cache_writes_its_slots_and_nothing_else():
     qkv = torch.randn(tokens, (q_heads + 2 * kv_heads) * dim)
     q_weight, k_weight = torch.randn(dim), torch.randn(dim)
     table, positions = torch.randn(50, dim), torch.tensor([7, 0, 49, 3, 3])
-    caches = [torch.full((4, kv_heads, 4, dim), 99.0) for _ in range(2)]
+    caches = PagedCache(*(torch.full((4, kv_heads, 4, dim), 99.0) for _ in range(2)))
     slots = torch.tensor([13, -1, 0, 6, 3])
-    q = ops.qk_norm_rope_cache(qkv, q_weight, k_weight, 1e-6, positions, table, slots, *caches)
+    q = ops.qk_norm_rope_cache(qkv, q_weight, k_weight, 1e-6, positions, table, slots, caches)
     parts = qkv.view(tokens, -1, dim)
     expected_q = ops.rope(ops.rms_norm(parts[:, :4], q_weight, 1e-6), positions, table)
     expected_k = ops.rope(ops.rms_norm(parts[:, 4:6], k_weight, 1e-6), positions, table)
@@ -119,43 +122,25 @@ def test_rms_norm_rounds_before_the_weight():
     out, total = ops.add_rms_norm(x, residual, weight, 1e-6)
     assert torch.equal(total, residual + x) and torch.equal(out, ops.rms_norm(total, weight, 1e-6))
     projection = torch.randn(5, 64).bfloat16()
-    got = ops.add_norm_linear(x, residual, weight, 1e-6, projection)
+    got = ops.add_norm_linear(x, residual, weight, 1e-6, Dense(projection))
     assert torch.equal(got[0], out @ projection.t()) and torch.equal(got[1], total) and torch.equal(got[2], out)
-    got = ops.add_norm_linear(x, None, weight, 1e-6, projection)
+    got = ops.add_norm_linear(x, None, weight, 1e-6, Dense(projection))
     assert torch.equal(got[1], x) and torch.equal(got[2], ops.rms_norm(x, weight, 1e-6))
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("dtype, eps", [(torch.float32, 1e-6), (torch.bfloat16, 1e-6), (torch.float64, 0.5)])
-def test_rms_norm_of_one_row_is_that_of_many(dtype, eps):
-    x, weight = torch.randn(1, 64).to(dtype), torch.randn(64).to(dtype)
-    torch.testing.assert_close(ops.rms_norm(x, weight, eps), ops.rms_norm(x.expand(2, -1), weight, eps)[:1])
-
-
-# 1: a batch of two halves; 2 and 3: with and without oneDNN; 128 and 129: from W xᵀ to x Wᵀ.
-@pytest.mark.parametrize("rows", [1, 2, 3, 128, 129])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("outputs", [24, 3300])
-def test_linear_is_torch_linear(rows, dtype, outputs):
-    x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((rows, 40), (outputs, 40), (outputs,)))
-    torch.testing.assert_close(ops.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
-    torch.testing.assert_close(ops.linear(x, weight), torch.nn.functional.linear(x, weight))
-
-
-@pytest.mark.parametrize("renormalise", [True, False])
-def test_route(renormalise):
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_route(renormalize):
     logits = torch.randn(7, 16)
-    weights, ids = ops.route(logits, 4, renormalise)
+    weights, ids = ops.route(logits, 4, renormalize)
     probabilities = logits.softmax(-1)
     assert torch.equal(ids, probabilities.topk(4).indices)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(7) if renormalise else probabilities.topk(4).values.sum(-1))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(7) if renormalize else probabilities.topk(4).values.sum(-1))
 
 
 @pytest.mark.parametrize(
     "tokens, experts, top_k",
-    # one token; fewer tokens than experts, so some are not hit; every expert hit; one choice; 512 pairs and more: the
-    # last that are computed together, the first expert by expert
-    [(1, 8, 2), (3, 16, 4), (40, 4, 2), (5, 4, 1), (128, 8, 4), (129, 8, 4)],
+    # one token; fewer tokens than experts, so some are not hit; every expert hit; one choice
+    [(1, 8, 2), (3, 16, 4), (40, 4, 2), (5, 4, 1)],
 )
 def test_moe_experts(tokens, experts, top_k):
     shapes = (tokens, 12), (experts, 2 * 10, 12), (experts, 12, 10), (tokens, experts)
@@ -167,7 +152,10 @@ def test_moe_experts(tokens, experts, top_k):
         for weight, e in zip(weights[t], ids[t]):
             gate, up = (gate_up[e] @ x[t]).chunk(2)
             expected[t] += weight * (down[e] @ (gate * gate.sigmoid() * up))
-    out, above = ops.moe_experts(x, gate_up, down, weights, ids), torch.randn(tokens, 12, dtype=torch.float64)
+    out, above = (
+        ops.moe_experts(x, Dense(gate_up), Dense(down), weights, ids),
+        torch.randn(tokens, 12, dtype=torch.float64),
+    )
     torch.testing.assert_close(out, expected)
     gradients = (torch.autograd.grad(y, inputs, above, retain_graph=True) for y in (out, expected))
     for got, wanted in zip(*gradients):
@@ -177,40 +165,93 @@ def test_moe_experts(tokens, experts, top_k):
 def test_moe_experts_all_tokens_to_the_same_expert():
     x, gate_up, down = torch.randn(6, 12), torch.randn(4, 20, 12), torch.randn(4, 12, 10)
     ids = torch.full((6, 1), 2)
-    out = ops.moe_experts(x, gate_up, down, torch.full((6, 1), 0.5), ids)
+    out = ops.moe_experts(x, Dense(gate_up), Dense(down), torch.full((6, 1), 0.5), ids)
     torch.testing.assert_close(out, 0.5 * ops.swiglu(x @ gate_up[2].t()) @ down[2].t())
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("n, length", [(129, 129), (150, 150), (140, 333)])
-@pytest.mark.parametrize("scores", [cpu._SCORES, 2**13])
-def test_attention_by_blocks_of_queries(n, length, scores, monkeypatch):
-    monkeypatch.setattr(cpu, "_SCORES", scores)
-    keys, values, key_cache, value_cache, tables = pages([length])
-    q = torch.randn(n, 4, 8)
-    starts, lengths = torch.tensor([0, n]), torch.tensor([length])
-    out = ops.prefill_attention(q, key_cache, value_cache, tables, starts, lengths, SCALE)
-    torch.testing.assert_close(out, plain_attention(q, keys[0], values[0]), atol=2e-6, rtol=1e-5)
+def test_moe_experts_are_summed_in_float32_and_rounded_once():
+    """Two experts cancel but for what bfloat16 would have lost."""
+    x, gate_up = torch.ones(1, 1).bfloat16(), torch.ones(3, 2, 1).bfloat16()
+    hidden = ops.swiglu(torch.ones(1, 2).bfloat16())
+    down = torch.tensor([256.0, 1.0, -256.0]).bfloat16()[:, None, None]
+    out = ops.moe_experts(x, Dense(gate_up), Dense(down), torch.ones(1, 3).bfloat16(), torch.tensor([[0, 1, 2]]))
+    assert torch.equal(out, hidden)
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("even", [True, False])
-@pytest.mark.parametrize(
-    "tokens, experts, hidden, inter", [(40, 4, 12, 6), (400, 4, 12, 6), (300, 3, 512, 512), (9, 3, 512, 512)]
-)
-def test_experts_padded_or_one_by_one(tokens, experts, hidden, inter, even, dtype):
-    """Small experts and large, few rows and many, an even load and one that leaves an expert without a token."""
-    x = torch.randn(tokens, hidden).to(dtype)
-    gate_up = (torch.randn(experts, 2 * inter, hidden) / hidden**0.5).to(dtype)
-    down = (torch.randn(experts, hidden, inter) / inter**0.5).to(dtype)
-    scores = torch.rand(tokens, experts) - torch.tensor([0.0] * (experts - 1) + [0.0 if even else 2.0])
-    weights, ids = scores.topk(2)
-    out = ops.moe_experts(x, gate_up, down, weights.to(dtype), ids)
-    exact = torch.zeros(tokens, hidden, dtype=torch.float64)
-    for t in range(tokens):
-        for weight, e in zip(weights[t].to(dtype).double(), ids[t].tolist()):
-            gate, up = (gate_up[e].double() @ x[t].double()).chunk(2)
-            exact[t] += weight * (down[e].double() @ (torch.nn.functional.silu(gate) * up))
-    error = (out.double() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt()
-    assert error < (1e-6 if dtype == torch.float32 else 1e-2)
+def case(dtype: torch.dtype, tokens: int = 5) -> dict[str, tuple]:
+    """Arguments of every op, by its name, for two sequences whose tokens are all queries."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    cache = PagedCache(torch.zeros(4, 2, 4, 8, dtype=dtype), torch.zeros(4, 2, 4, 8, dtype=dtype))
+    ids = torch.arange(tokens)
+    tables, lengths = torch.tensor([[2, 0], [1, 3]]), torch.tensor([tokens, 0])
+    x, table = normal(tokens, 16), torch.randn(9, 8, generator=generator)
+    expert_ids = ids[:, None] % 2 + torch.arange(2)
+    parameters = torch.full((tokens,), 0.7), torch.full((tokens,), 3), torch.full((tokens,), 0.9), torch.zeros(tokens)
+    return {
+        "embedding": (ids, Dense(normal(9, 16))),
+        "linear": (x, Dense(normal(6, 16)), normal(6)),
+        "rms_norm": (x, normal(16), 1e-6),
+        "add_rms_norm": (x, normal(tokens, 16), normal(16), 1e-6),
+        "add_norm_linear": (x, normal(tokens, 16), normal(16), 1e-6, Dense(normal(6, 16))),
+        "rope": (normal(tokens, 3, 8), ids, table),
+        "qk_norm_rope_cache": (normal(tokens, 8 * 8), normal(8), normal(8), 1e-6, ids, table, ids, cache),
+        "decode_attention": (normal(tokens, 4, 8), cache, tables[:1].expand(tokens, -1), ids, 0.3),
+        "prefill_attention": (normal(tokens, 4, 8), cache, tables, torch.tensor([0, tokens, tokens]), lengths, 0.3),
+        "swiglu": (x,),
+        "route": (normal(tokens, 4), 2, True),
+        "moe_experts": (x, Dense(normal(4, 12, 16)), Dense(normal(4, 16, 6)), normal(tokens, 2), expert_ids),
+        "sample": (normal(tokens, 20), *parameters, ids, ids),
+    }
+
+
+OPS = sorted(name for name in vars(Ops) if not name.startswith("_"))
+
+
+def test_every_op_has_a_case():
+    assert sorted(case(torch.float32)) == OPS
+
+
+@pytest.mark.parametrize("module", [ops, cpu], ids=["reference", "cpu"])
+@pytest.mark.parametrize("name", OPS)
+def test_no_rows(name, module):
+    arguments = case(torch.float32, tokens=0)[name]
+    with torch.inference_mode():
+        out = getattr(module, name)(*arguments)
+    assert all(len(y) == 0 for y in (out if isinstance(out, tuple) else (out,)))
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "sample"])
+def test_float64_throughout_and_differentiable(name):
+    """Finite differences of 1e-6 agree with the gradients: a step in float32 would leave nothing of them."""
+    arguments = case(torch.float64)[name]
+    floats = [i for i, a in enumerate(arguments) if isinstance(a, Dense) or getattr(a, "dtype", None) == torch.float64]
+
+    def run(*values):
+        given = list(arguments)
+        for i, value in zip(floats, values):
+            given[i] = Dense(value) if isinstance(given[i], Dense) else value
+        out = getattr(ops, name)(*given)
+        return out[0] if name == "route" else out
+
+    inputs = [arguments[i].data.requires_grad_() for i in floats]
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("name", ["decode_attention", "prefill_attention"])
+def test_attention_is_differentiable_in_the_cache(name):
+    """As in training, where each window of text is written to a cache and read from it in one step."""
+    q, cache, *rest = case(torch.float64)[name]
+    keys, values = (torch.randn_like(x).requires_grad_() for x in cache)
+    assert torch.autograd.gradcheck(lambda k, v: getattr(ops, name)(q, PagedCache(k, v), *rest), (keys, values))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_dtype_of_the_inputs_is_that_of_the_outputs(name):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        out = getattr(ops, name)(*case(dtype)[name])
+        for y in out if isinstance(out, tuple) else (out,):
+            assert y.dtype == (dtype if y.dtype.is_floating_point else torch.int64)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_kernels import reference, rope
-
-from .contract import assert_contract, assert_guards, guarded, poisoned_outputs
+from qwen3_kernels.paged_cache import PagedCache
+from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -84,15 +84,16 @@ class Fused:
         self.slots = torch.randperm(num_blocks * block_size, generator=generator)[:tokens].to(DEVICE)
         self.cache_shape = (num_blocks, kv_heads, block_size, head_dim)
 
-    def caches(self, dtype: torch.dtype) -> list[torch.Tensor]:
-        return [guarded(torch.full(self.cache_shape, math.nan, dtype=dtype, device=DEVICE)) for _ in ("k", "v")]
+    def cache(self, dtype: torch.dtype) -> PagedCache:
+        empty = torch.full(self.cache_shape, math.nan, dtype=dtype, device=DEVICE)
+        return PagedCache(guarded(empty), guarded(empty))
 
     def run(self, op, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q and both caches as `op` leaves them."""
-        caches = self.caches(dtype)
+        """q, keys and values as `op` leaves them."""
+        cache = self.cache(dtype)
         q_weight, k_weight = (weight.to(dtype) for weight in self.weights)
-        q = op(self.qkv.to(dtype), q_weight, k_weight, EPS, self.positions, self.table, self.slots, *caches)
-        return q, *caches
+        q = op(self.qkv.to(dtype), q_weight, k_weight, EPS, self.positions, self.table, self.slots, cache)
+        return q, *cache
 
     def check(self) -> None:
         dtype = self.qkv.dtype
@@ -191,11 +192,11 @@ def test_pages_beyond_int32() -> None:
     small = case.run(rope.qk_norm_rope_cache, torch.bfloat16)
     first_page = 2**31 // (4 * 16 * 128)
     shape = (first_page + case.cache_shape[0], *case.cache_shape[1:])
-    caches = [torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE) for _ in ("k", "v")]
+    cache = PagedCache(*(torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE) for _ in ("k", "v")))
     slots = case.slots + first_page * 16
-    q = rope.qk_norm_rope_cache(case.qkv, *case.weights, EPS, case.positions, case.table, slots, *caches)
+    q = rope.qk_norm_rope_cache(case.qkv, *case.weights, EPS, case.positions, case.table, slots, cache)
     assert torch.equal(q, small[0])
-    for large, expected in zip(caches, small[1:]):
+    for large, expected in zip(cache, small[1:]):
         assert torch.equal(large[first_page:], expected.nan_to_num())
         assert not large[:first_page].any()
 
@@ -238,7 +239,7 @@ def test_rope_refusals_say_what_they_got() -> None:
 
 def test_fused_refusals_say_what_they_got() -> None:
     case = Fused(2, 4, 2, 16, 16, torch.float32)
-    caches = case.caches(torch.float32)
+    keys, values = cache = case.cache(torch.float32)
     good = dict(
         qkv=case.qkv,
         q_weight=case.weights[0],
@@ -247,8 +248,7 @@ def test_fused_refusals_say_what_they_got() -> None:
         positions=case.positions,
         rope_table=case.table,
         slot_mapping=case.slots,
-        key_cache=caches[0],
-        value_cache=caches[1],
+        cache=cache,
     )
     for message, name, wrong in (
         ("qkv must be \\[T, .*, got \\[2, 8, 16\\]", "qkv", case.qkv.view(2, 8, 16)),
@@ -256,10 +256,10 @@ def test_fused_refusals_say_what_they_got() -> None:
         ("qkv must be contiguous, got strides \\(256, 2\\)", "qkv", case.qkv.repeat(1, 2)[:, ::2]),
         ("qkv must be \\[T, \\(Hq \\+ 2 \\* 2\\) \\* 16\\], got \\[2, 127\\]", "qkv", case.qkv[:, :127].contiguous()),
         ("qkv must be .*, got \\[2, 64\\]", "qkv", case.qkv[:, :64].contiguous()),  # k and v, but no q
-        ("key_cache must be torch.float32 like qkv, got torch.float16", "key_cache", caches[0].half()),
-        ("key_cache must be \\[num_blocks, .*, got \\[3, 2, 256\\]", "key_cache", caches[0].flatten(2)),
-        ("value_cache must be \\[3, 2, 16, 16\\], got \\[2, 2, 16, 16\\]", "value_cache", caches[1][:2]),
-        ("key_cache must be contiguous", "key_cache", caches[0].transpose(2, 3)),
+        ("key_cache must be torch.float32 like qkv, got torch.float16", "cache", cache._replace(keys=keys.half())),
+        ("key_cache must be \\[num_blocks, .*, got \\[3, 2, 256\\]", "cache", cache._replace(keys=keys.flatten(2))),
+        ("value_cache must be \\[3, 2, 16, 16\\], got \\[2, 2, 16, 16\\]", "cache", cache._replace(values=values[:2])),
+        ("key_cache must be contiguous", "cache", cache._replace(keys=keys.transpose(2, 3))),
         ("q_weight must be \\[16\\], got \\[8\\]", "q_weight", case.weights[0][:8]),
         ("k_weight must be torch.float32 like qkv, got torch.bfloat16", "k_weight", case.weights[1].bfloat16()),
         ("slot_mapping must be int64, got torch.int32", "slot_mapping", case.slots.int()),
@@ -269,4 +269,4 @@ def test_fused_refusals_say_what_they_got() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             rope.qk_norm_rope_cache(**good | {name: wrong})
-    assert all(bool(cache.isnan().all()) for cache in caches)
+    assert keys.isnan().all() and values.isnan().all()

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from qwen3_kernels import philox, reference, sampling
 from qwen3_kernels.sampling import sample
-
-from .contract import poisoned_outputs
+from qwen3_kernels.testing.contract import poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INFINITY = math.inf

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-import triton
 
 from qwen3_kernels import reference, swiglu
-
-from .contract import assert_contract, poisoned_outputs
+from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,10 +1,9 @@
 """Checkpoints with random weights, written by transformers, each with a tokenizer of single bytes."""
 
-import json
-
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from benchmarks.byte_tokenizer import write_tokenizer
 
 SMALL = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -14,16 +13,6 @@ SMALL = {
     # Wider than the usual 0.02, so that logits differ by more than rounding does.
     "initializer_range": 0.15,
 }  # fmt: skip
-
-
-def write_tokenizer(folder):
-    """One token for each byte, ids 0 to 255; ids above have no token, as the last ids of Qwen have none."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 256}))
 
 
 def write_checkpoint(folder, shard_size="50GB", dense=False, seed=0, **changes):
@@ -47,6 +36,12 @@ def write_checkpoint(folder, shard_size="50GB", dense=False, seed=0, **changes):
     peer.save_pretrained(folder, max_shard_size=shard_size)
     write_tokenizer(folder)
     return peer
+
+
+def eager_recorder(run):
+    """Stands in for a CUDA graph where there is no GPU: repeats the work into the same memory."""
+    logits = run()
+    return lambda: logits.copy_(run()), logits
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.questions import experts
-from qwen3.config import ModelConfig
+from qwen3.config.model import ModelConfig
 
 CONFIG = ModelConfig(
     vocab_size=100, hidden_size=8, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4, intermediate_size=20,

@@ -98,7 +98,7 @@ def test_a_shape_of_configs_is_written_as_a_checkpoint():
 
 
 def test_both_sides_are_held_where_they_fit(monkeypatch, folder):
-    weights = generate.ModelConfig.from_folder(folder).parameters()[0] * 2
+    weights = generate.model_config(folder).parameters()[0] * 2
     for free, fits in ((3 * weights, True), (2 * weights, False)):
         monkeypatch.setattr(generate, "available_bytes", lambda device, free=free: free)
         assert generate.fits_twice(folder, torch.bfloat16, torch.device("cpu")) is fits

@@ -1,0 +1,1 @@
+"""Configuration: the shape of a model, how to read it, and how to run it."""

@@ -1,0 +1,159 @@
+"""The thread that owns an engine: an inbox in, deltas out."""
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from ..errors import Qwen3Error
+from ..text.stream import TextStream
+from .engine import Engine, Sampled, StepFailed
+from .request import Completion, Delta
+from .sequence import Sequence
+
+T = TypeVar("T")
+
+
+class Handle:
+    """A request on its way through the engine.
+
+    deliver: called in the engine's thread with each delta, or once with the error that ended the request. It must
+    return at once.
+    """
+
+    def __init__(
+        self, sequence: Sequence, stream: TextStream, deliver: Callable[[Delta | Exception], object]
+    ) -> None:
+        self.sequence, self.stream, self.deliver = sequence, stream, deliver
+        self.finish_reason: str | None = None
+        self._text: list[str] = []
+
+    def push(self, sampled: Sampled) -> Delta:
+        """Turns a sampled token into a delta; sets finish_reason with the last one."""
+        text, stopped = self.stream.push(sampled.token_id, self.sequence.finish_reason)
+        self.finish_reason = "stop" if stopped else self.sequence.finish_reason
+        self._text.append(text)
+        return Delta(text, sampled.token_id, sampled.logprob, self.finish_reason)
+
+    def completion(self) -> Completion:
+        """The whole answer, once finish_reason is set."""
+        assert self.finish_reason is not None, "the answer has not ended yet"
+        return self.sequence.completion("".join(self._text), self.finish_reason)
+
+
+class EngineLoop:
+    """Runs an engine in a thread of its own. Every method may be called from any thread.
+
+    `submit` and `cancel` return at once, also while a step runs: they only put a message into the inbox, which the
+    thread empties between two steps.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._handles: dict[Sequence, Handle] = {}
+        self._sending = threading.Lock()  # held for an instant, never during a step
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, handles: list[Handle]) -> None:
+        """Queues requests, all before the next step."""
+        self._send(lambda: self._add(handles))
+
+    def cancel(self, handles: Iterable[Handle]) -> None:
+        """Ends requests before the next step and frees their blocks; does nothing to those that have ended."""
+        sequences = [handle.sequence for handle in handles]
+        if not self._closed:
+            self._send(lambda: self._drop(sequences))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Runs `function` in the engine's thread between two steps; waits for its result."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._send(run)
+        return future.result()
+
+    def close(self) -> None:
+        """Ends the thread after the step that it runs; requests that have not ended get an error."""
+        with self._sending:
+            self._closed = True
+            self._inbox.put(None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _send(self, message: Callable[[], object]) -> None:
+        with self._sending:
+            if self._closed:
+                raise Qwen3Error("this LLM is closed: make a new one")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="qwen3-engine", daemon=True)
+                self._thread.start()
+            self._inbox.put(message)
+
+    def _run(self) -> None:
+        reason: Exception = Qwen3Error("this LLM was closed before the answer ended")
+        try:
+            while self._read_inbox():
+                self._step()
+        except Exception as error:
+            # A defect of the engine itself: nobody must wait for a thread that has ended.
+            reason = error
+            raise
+        finally:
+            with self._sending:
+                self._closed = True
+            while not self._inbox.empty():
+                if (message := self._inbox.get()) is not None:
+                    message()
+            for handle in list(self._handles.values()):
+                self._deliver(handle, reason)
+
+    def _read_inbox(self) -> bool:
+        """Handles all messages, and waits for one if the engine has nothing to do; False when the loop must end."""
+        while True:
+            try:
+                message = self._inbox.get(block=self._engine.scheduler.idle)
+            except Empty:
+                return True
+            if message is None:
+                return False
+            message()
+
+    def _step(self) -> None:
+        try:
+            sampled = self._engine.step()
+        except StepFailed as failure:
+            for sequence in failure.sequences:
+                self._deliver(self._handles.pop(sequence), failure.cause)
+            return
+        for item in sampled:
+            handle = self._handles[item.sequence]
+            delta = handle.push(item)
+            if delta.finish_reason is not None:
+                del self._handles[item.sequence]
+                self._engine.scheduler.finish(item.sequence, delta.finish_reason)
+            self._deliver(handle, delta)
+
+    def _add(self, handles: list[Handle]) -> None:
+        for handle in handles:
+            self._engine.scheduler.add(handle.sequence)
+            self._handles[handle.sequence] = handle
+
+    def _drop(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            if self._handles.pop(sequence, None) is not None:
+                self._engine.scheduler.finish(sequence, "cancelled")
+
+    def _deliver(self, handle: Handle, item: Delta | Exception) -> None:
+        try:
+            handle.deliver(item)
+        except RuntimeError:
+            # The event loop of the reader is closed: nobody waits for this answer any more.
+            self._drop([handle.sequence])

@@ -1,0 +1,1 @@
+"""Checkpoints: from the hub to disk, from disk to tensors."""

@@ -1,0 +1,1 @@
+"""What was computed and what it cost: steps, expert load, bytes, memory."""

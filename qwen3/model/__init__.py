@@ -1,0 +1,1 @@
+"""The model: configuration and weights in, hidden states and logits out."""

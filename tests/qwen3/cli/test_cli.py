@@ -1,0 +1,289 @@
+"""The command line as a user meets it: its text, its errors, its exit codes."""
+
+import argparse
+import io
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import pytest
+
+from qwen3 import LLM
+from qwen3.cli import options
+from qwen3.cli.main import main
+from qwen3.config.engine import EngineConfig
+
+from ..conftest import write_checkpoint
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+    "{% if enable_thinking is defined and not enable_thinking %}!{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model with a chat template and its own sampling defaults."""
+    path = tmp_path_factory.mktemp("model")
+    write_checkpoint(path)
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    (path / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.8, "top_k": 30}))
+    return path
+
+
+@pytest.fixture
+def run(folder, capsys, tmp_path, monkeypatch):
+    """Runs a command in an empty folder -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as exit_:
+            code = exit_.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def generate(run, folder):
+    return lambda *arguments: run("generate", "--repo_id", folder, "--max-new-tokens", 8, *arguments)
+
+
+def one_line_error(result):
+    code, out, err = result
+    assert code == 2 and out == "" and "Traceback" not in err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and err.splitlines()[-1] == errors[0]
+    return errors[0]
+
+
+def test_generate_prints_text_and_nothing_else(generate, folder):
+    code, out, err = generate("--prompt", "hello", "--temperature", 0)
+    assert code == 0 and out.endswith("\n") and str(folder) in err
+    assert re.search(r" · cpu · float32 · cpu$", err.strip())
+    assert generate("--prompt", "hello", "--temperature", 0)[1] == out
+    assert generate("--prompt", "hello", "--temperature", 0, "--no-kv-cache")[1] == out
+    assert generate("--prompt", "hello", "--temperature", 0, "--raw")[1] != out
+    assert generate("--prompt", "hello", "--temperature", 0, "--no-thinking")[1] != out
+    assert generate("--prompt", "hello", "--temperature", 0, "--system", "be brief")[1] != out
+
+
+def test_every_sampling_option_changes_the_text_or_bounds_it(generate):
+    base = ("--prompt", "hello", "--seed", 1)
+    text = generate(*base)[1]
+    assert generate(*base)[1] == text
+    changed = [("--seed", 2), ("--temperature", 3), ("--top-k", 1), ("--top-p", 0.01), ("--min-p", 1)]
+    changed += [("--repetition-penalty", 50), ("--presence-penalty", 90), ("--frequency-penalty", 90)]
+    for option in changed:
+        assert generate(*base, *option)[1] != text, option
+    assert len(generate(*base, "--max-new-tokens", 1)[1]) < len(text)
+    letter = text[3]
+    assert generate(*base, "--stop", letter)[1] == text[: text.index(letter)] + "\n"
+
+
+def test_the_embedded_model_answers_without_any_option(run):
+    code, out, err = run("generate", "--prompt", "def fibonacci(n):", "--max-new-tokens", 8, "--stats")
+    assert code == 0 and out.strip() and "tiny" in err
+    assert "tokens/s" in err and "time to first token" in err and "peak memory" in err
+
+
+def test_dtype_device_backend_and_length(generate):
+    options = ("--dtype", "bfloat16", "--device", "cpu", "--backend", "reference", "--max-model-len", 30)
+    code, out, err = generate("--prompt", "hello", *options)
+    assert code == 0 and "bfloat16" in err
+
+
+def test_every_engine_option_is_a_flag():
+    parser = argparse.ArgumentParser()
+    options.add_engine(parser)
+    assert options.engine_options(parser.parse_args([])) == {
+        option.name: option.default for option in fields(EngineConfig) if "help" in option.metadata
+    }
+    given = ["--kv-block-size", "4", "--memory-utilization", "0.5", "--no-kv-cache", "--no-cuda-graphs"]
+    changed = options.engine_options(parser.parse_args([*given, "--max-model-len", "7", "--backend", "cpu"]))
+    assert changed["kv_block_size"] == 4 and changed["memory_utilization"] == 0.5 and changed["max_model_len"] == 7
+    assert changed["kv_cache"] is False and changed["cuda_graphs"] is False and changed["prefix_caching"] is None
+
+
+@pytest.mark.parametrize("place", [(), (0,), (1,), (0, 1)], ids=["without", "before", "after", "both"])
+def test_verbose_shows_the_messages(run, folder, place):
+    arguments = ["generate", "--repo_id", folder, "--prompt", "hello", "--max-new-tokens", 1]
+    for at in place:
+        arguments.insert(at, "-v") if at == 0 else arguments.append("--verbose")
+    code, out, err = run(*arguments)
+    assert code == 0 and ("KV cache of" in err) == bool(place)
+    assert len(logging.getLogger("qwen3").handlers) == 1  # the NullHandler: nothing is left of a command
+
+
+def test_a_line_is_checked_once(generate, tmp_path, monkeypatch):
+    checked, check = [], LLM.check
+    monkeypatch.setattr(LLM, "check", lambda llm, *line: (checked.append(line), check(llm, *line)))
+    (tmp_path / "in.jsonl").write_text('{"prompt": "one"}\n{"prompt": ""}\n{"prompt": "two", "top_p": 0.5}\n')
+    assert generate("--prompts-file", "in.jsonl")[0] == 2
+    assert [params.top_p for ids, params in checked] == [None, 0.5]
+
+
+def test_messages_are_checked_like_a_conversation(generate, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"messages": "hello"}\n{"messages": null}\n{"messages": []}')
+    err = generate("--prompts-file", "in.jsonl")[2]
+    assert err.count("messages must be a list of at least one dict") == 3
+    (tmp_path / "in.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}')
+    for option in (("--raw",), ("--system", "be brief")):
+        assert "go through the chat template as they are" in generate("--prompts-file", "in.jsonl", *option)[2]
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--prompt", ""], "empty"),
+        (["--prompt", "x" * 300], "300|3\\d\\d tokens"),
+        (["--prompt", "x", "--temperature", "-1"], "temperature"),
+        (["--prompt", "x", "--temperature", "warm"], "temperature"),
+        (["--prompt", "x", "--top-p", "7"], "top_p"),
+        (["--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens"),
+        (["--prompt", "x", "--device", "cuda:77"], "cuda:77"),
+        (["--prompt", "x", "--max-model-len", "100000"], "max_model_len"),
+        (["--prompt", "x", "--output", "o.jsonl"], "--prompts-file"),
+        (["--prompt", "x", "--colour", "red"], "--colour"),
+        (["--prompt", "x", "--raw", "--system", "s"], "chat template"),
+        ([], "--prompt"),
+        (["--prompts-file", "none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(generate, arguments, named):
+    assert re.search(named, one_line_error(generate(*arguments)))
+
+
+def test_errors_about_models(run, folder, tmp_path):
+    assert "no such model" in one_line_error(run("generate", "--prompt", "x", "--repo_id", "./nowhere"))
+    error = one_line_error(run("generate", "--prompt", "x", "--repo-id", "Qwen/Qwen3-30B-A3B"))
+    assert "qwen3 download --repo_id Qwen/Qwen3-30B-A3B" in error
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in one_line_error(run("info", tmp_path / "empty"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (broken / name).write_bytes((folder / name).read_bytes())
+    assert "tokenizer.json" in one_line_error(run("generate", "--prompt", "x", "--repo_id", broken))
+
+
+def test_prompts_file(generate, tmp_path):
+    lines = [
+        {"prompt": "one", "id": 7},
+        {"messages": [{"role": "user", "content": "two"}], "max_new_tokens": 3},
+        {"prompt": "three", "seed": 5, "stop": ["q"]},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    code, out, err = generate("--prompts-file", "in.jsonl", "--output", "out.jsonl", "--temperature", 0, "--stats")
+    assert code == 0 and out == "" and "tokens/s" in err
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [r.get("prompt") for r in records] == ["one", None, "three"]
+    assert records[0]["id"] == 7 and records[1]["messages"] == lines[1]["messages"]
+    assert [r["generated_tokens"] for r in records[:2]] == [8, 3]
+    assert records[0]["text"] + "\n" == generate("--prompt", "one", "--temperature", 0)[1]
+    assert generate("--prompts-file", "in.jsonl", "--temperature", 0)[1] == (tmp_path / "out.jsonl").read_text()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_bad_lines_are_named_and_the_others_answered(generate, tmp_path):
+    lines = ['{"prompt": "one"}', "{oops", '{"prompt": ""}', '{"prompt": "x", "tempreature": 1}', '"text"']
+    lines += [json.dumps({"prompt": "x" * 400}), '{"prompt": "x", "top_p": 3}', '{"messages": []}', '{"prompt": "two"}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    code, out, err = generate("--prompts-file", "in.jsonl", "--output", "out.jsonl")
+    assert code == 2
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [("text" in r, r.get("line")) for r in records] == [
+        (True, None),
+        *((False, n) for n in range(2, 9)),
+        (True, None),
+    ]
+    for number, named in (
+        (2, "not JSON"),
+        (3, "empty"),
+        (4, "tempreature"),
+        (5, "object"),
+        (6, "tokens"),
+        (7, "top_p"),
+    ):
+        assert any(f"in.jsonl line {number}: " in line and named in line for line in err.splitlines())
+
+
+def test_an_output_that_cannot_be_written(generate, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "one"}')
+    assert "nowhere/out.jsonl" in one_line_error(
+        generate("--prompts-file", "in.jsonl", "--output", "nowhere/out.jsonl")
+    )
+    (tmp_path / "folder").mkdir()
+    assert "folder" in one_line_error(generate("--prompts-file", "in.jsonl", "--output", "folder"))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_info(run, folder):
+    code, out, err = run("info", folder, "--dtype", "bfloat16")
+    assert code == 0 and err == ""
+    for part in ("8 experts of 48, 2 per token", "3 layers", "parameters", "KV cache", "768 bytes", "256 tokens"):
+        assert part in out
+
+
+def test_chat(run, folder, monkeypatch):
+    lines = "hello\n/system be brief\nhello\n/reset\n/what\n/exit\nnever read\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    code, out, err = run("chat", "--repo_id", folder, "--max-new-tokens", 5, "--temperature", 0)
+    assert code == 0 and err.count("> ") == 6 and "system message set" in err
+    first = run_chat(run, folder, monkeypatch, "hello\n")
+    assert out.startswith(first)
+    assert run_chat(run, folder, monkeypatch, "hello\n/reset\nhello\n") == first * 2
+    history = run_chat(run, folder, monkeypatch, "hello\nhello\n")
+    assert history.startswith(first) and history != first * 2
+
+
+def run_chat(run, folder, monkeypatch, lines):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    code, out, _ = run("chat", "--repo_id", folder, "--max-new-tokens", 5, "--temperature", 0)
+    assert code == 0
+    return out
+
+
+def test_chat_goes_on_after_a_turn_that_is_too_long(run, folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x" * 300 + "\nhello\n"))
+    code, out, err = run("chat", "--repo_id", folder, "--max-new-tokens", 5)
+    assert code == 0 and "error: " in err and "/reset" in err and out.strip()
+
+
+def test_chat_needs_a_template(run):
+    assert "chat template" in run("chat", "--repo_id", "tiny")[2].splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_quiet(folder):
+    command = f"{sys.executable} -m qwen3 generate --repo_id {folder} --prompt hello --max-new-tokens 200 | head -c 1"
+    # Bytes, not text: the one that is read may be the first of a character.
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120)
+    assert b"Traceback" not in done.stderr and b"BrokenPipe" not in done.stderr and len(done.stdout) == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_130(folder):
+    arguments = [sys.executable, "-m", "qwen3", "generate", "--repo_id", "tiny", "--prompt", "hello", "--no-kv-cache"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [*arguments, "--max-new-tokens", "1500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout.read(1)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err

@@ -1,0 +1,136 @@
+"""The engine's thread: nobody who submits or cancels waits for a step, and nobody waits for ever."""
+
+import asyncio
+import threading
+
+import pytest
+
+from qwen3 import LLM, Qwen3Error, SamplingParams
+
+TIMEOUT = 60  # seconds that end a hang
+ENDLESS = SamplingParams(max_new_tokens=200, temperature=0, ignore_eos=True)
+SHORT = SamplingParams(max_new_tokens=3, temperature=0, ignore_eos=True)
+
+
+class HeldStep:
+    """Holds up the next step of an LLM until `release`."""
+
+    def __init__(self, llm, monkeypatch):
+        self.entered, self._released = threading.Event(), threading.Event()
+        forward = llm.model.layers[0].forward
+
+        def held(*arguments):
+            self.entered.set()
+            assert self._released.wait(TIMEOUT)
+            return forward(*arguments)
+
+        monkeypatch.setattr(llm.model.layers[0], "forward", held)
+
+    def release(self):
+        self._released.set()
+
+
+@pytest.fixture
+def llm(small):
+    llm = LLM(small, device="cpu", dtype="float32")
+    yield llm
+    llm.close()
+
+
+@pytest.fixture
+def held(llm, monkeypatch):
+    held = HeldStep(llm, monkeypatch)
+    yield held
+    held.release()
+
+
+def in_thread(function):
+    """Starts `function`; returns a function that waits for its result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+
+    def result():
+        thread.join(TIMEOUT)
+        assert not thread.is_alive(), "hangs"
+        return results[0]
+
+    return result
+
+
+def test_submit_and_cancel_return_while_a_step_runs(llm, held):
+    first = in_thread(lambda: llm.generate("one", SHORT))
+    assert held.entered.wait(TIMEOUT)
+
+    async def come_and_go():
+        """A stream is submitted and cancelled; the step is released only after both have returned."""
+        stream = llm.stream_async("two", ENDLESS)
+        pending = asyncio.ensure_future(anext(stream))
+        while len(llm._loop._handles) + llm._loop._inbox.qsize() < 2:
+            await asyncio.sleep(0)
+        pending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pending
+        assert llm._loop._inbox.qsize() == 2, "the step that is held up has read neither message"
+        return llm.stats.prefill.steps
+
+    assert asyncio.run(asyncio.wait_for(come_and_go(), TIMEOUT)) == 0, "no step has ended"
+    held.release()
+    assert len(first()[0].token_ids) == 3
+    assert llm._loop.call(lambda: llm.engine.scheduler.idle)
+
+
+def test_requests_of_one_call_share_their_first_step(llm):
+    llm.generate([[1, 2], [3], [4, 5, 6]], SHORT)
+    assert (llm.stats.prefill.steps, llm.stats.prefill.tokens, llm.stats.decode.steps) == (1, 6, 2)
+
+
+def test_closing_ends_streams_that_are_open(llm, held):
+    stream = llm.stream("one", ENDLESS)
+    rest = in_thread(lambda: error_of(lambda: list(stream)))
+    assert held.entered.wait(TIMEOUT)
+    closed = in_thread(llm.close)
+    held.release()
+    assert closed() is None
+    assert "closed before the answer ended" in str(rest())
+    assert "this LLM is closed" in str(error_of(lambda: llm.logits([1, 2])))
+
+
+def error_of(function):
+    with pytest.raises(Qwen3Error) as caught:
+        function()
+    return caught.value
+
+
+def test_a_defect_of_the_engine_ends_all_waiting(llm, monkeypatch):
+    def broken():
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(llm.engine.scheduler, "schedule", broken)
+    monkeypatch.setattr(threading, "excepthook", lambda *arguments: None)
+    waits = in_thread(lambda: pytest.raises(ZeroDivisionError, llm.generate, "one", SHORT))
+    assert "a defect" in str(waits().value)
+    with pytest.raises(Qwen3Error, match="closed"):
+        llm.generate("one", SHORT)
+
+
+def test_an_event_loop_that_has_ended_stops_no_other_request(llm):
+    async def leave():
+        stream = llm.stream_async("one", ENDLESS)
+        await anext(stream)
+        return stream
+
+    stream = asyncio.run(leave())
+    assert len(llm.generate("two", SHORT)[0].token_ids) == 3
+    del stream
+    while not llm._loop.call(lambda: llm.engine.scheduler.idle):
+        llm.generate("two", SHORT)
+
+
+def test_an_llm_that_nobody_uses_ends_its_thread(small):
+    llm = LLM(small, device="cpu", dtype="float32")
+    llm.generate("one", SHORT)
+    thread = llm._loop._thread
+    del llm
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
