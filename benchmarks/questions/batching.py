@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 
 from qwen3 import LLM, SamplingParams
+from qwen3.engine.sequence import percentile
 from qwen3.errors import Qwen3Error
 from qwen3.load.hub import resolve
-from qwen3.sequence import percentile
 
 from ..common import Answer, settings_of, side_by_side
 from ..text import windows
@@ -233,7 +233,7 @@ def prefix_figures(args: argparse.Namespace) -> list[dict]:
         return answer.metrics.time_to_first_token
 
     def all_at_once(name: str) -> float:
-        llms[name].forget_prefixes()
+        llms[name].reset_prefix_cache()
         done = llms[name].generate(prompts, params)
         if [answer.token_ids for answer in done] != answers["without"]:
             raise RuntimeError("prefix caching, or the batch, changes the tokens")

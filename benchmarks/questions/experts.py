@@ -16,7 +16,7 @@ from qwen3 import LLM
 from qwen3.config.hf import model_config
 from qwen3.config.model import ModelConfig
 from qwen3.errors import Qwen3Error
-from qwen3.roofline import dense_bytes, expert_bytes
+from qwen3.model.footprint import planned_footprint
 
 from ..common import Answer, config_folder, settings_of
 from ..text import windows
@@ -143,9 +143,9 @@ def step_figures(model: str, config: ModelConfig, tokens: int, experts_hit: floa
 
     The rows of the embedding are left out, they are a few kilobytes; the output layer, tied or not, is read whole.
     """
-    dtype = config.dtype or torch.bfloat16
+    counted = planned_footprint(config, config.dtype or torch.bfloat16)
     sparse = sum(config.is_moe_layer(layer) for layer in range(config.num_layers))
-    read = dense_bytes(config, dtype) + sparse * experts_hit * expert_bytes(config, dtype)
+    read = counted.shared_bytes + sparse * experts_hit * counted.expert_bytes
     return {
         "figure": "step",
         "model": model,

@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from qwen3.config.hf import model_config
+from qwen3.model.footprint import planned_footprint
 
 from ..common import CONFIGS, Answer, config_folder
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> Answer:
     figures = []
     for model in args.models:
         config = model_config(config_folder(model))
-        weights = config.parameters()[0] * torch.bfloat16.itemsize
+        weights = planned_footprint(config, torch.bfloat16).nbytes
         per_token = config.kv_bytes_per_token(torch.bfloat16)
         for card, gigabytes in CARDS.items():
             left = int(gigabytes * 1e9 * args.memory_utilization) - weights

@@ -30,12 +30,13 @@ from qwen3.cli.bench import (
     require_room,
     room_for,
 )
+from qwen3.config.device import resolve_device
 from qwen3.config.hf import model_config
 from qwen3.config.model import DTYPES
-from qwen3.device import resolve_device
 from qwen3.load.hub import resolve
-from qwen3.memory import available_bytes
-from qwen3.roofline import copy_bandwidth
+from qwen3.measure.memory import available_bytes
+from qwen3.measure.roofline import copy_bandwidth
+from qwen3.model.footprint import planned_footprint
 
 from ..common import CONFIGS, Answer, Timing, milliseconds, release_memory, seconds, side_by_side
 from ..contract import errors
@@ -121,7 +122,7 @@ def checkpoint(model: str, dtype: torch.dtype, device: torch.device):
 
 def fits_twice(folder: Path, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the weights of both sides fit, with a quarter more for activations and caches."""
-    weights = model_config(folder).parameters()[0] * dtype.itemsize
+    weights = planned_footprint(model_config(folder), dtype).nbytes
     return 2.5 * weights < available_bytes(device)
 
 
@@ -176,7 +177,7 @@ class Ours:
         return cell.prompts(self.llm.config.vocab_size)
 
     def answers(self, cell: Cell) -> list[Completion]:
-        self.llm.forget_prefixes()
+        self.llm.reset_prefix_cache()
         return self.llm.generate(self.prompts(cell), greedy(1 if cell.phase == "prefill" else GATE_TOKENS, GATE_TOP))
 
     def turn(self, cell: Cell) -> Callable[[], float]:

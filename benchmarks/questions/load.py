@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from qwen3.config.device import resolve_device
 from qwen3.config.hf import model_config
-from qwen3.device import resolve_device
 from qwen3.errors import Qwen3Error
 
 from ..common import REPOSITORY, Answer, Timing, milliseconds, side_by_side

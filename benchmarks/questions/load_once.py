@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from qwen3.memory import peak_bytes
+from qwen3.measure.memory import peak_bytes
 
 PROMPT = list(range(64))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qwen3.config.hf import model_config
 from qwen3.config.model import DTYPES
-from qwen3.roofline import copy_bandwidth
+from qwen3.measure.roofline import copy_bandwidth
 from qwen3_kernels.backend import BACKENDS, backend
 from qwen3_kernels.testing.contract import compare
 

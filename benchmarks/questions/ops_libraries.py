@@ -41,9 +41,9 @@ def flash_attn_decode(inputs: tuple) -> Callable:
     """Its blocks hold a multiple of 256 tokens: the contexts are made contiguous instead."""
     from flash_attn import flash_attn_with_kvcache
 
-    _, key_cache, value_cache, block_tables, context_lengths, scale = inputs
-    keys, values = (c[block_tables].transpose(2, 3).flatten(1, 2).contiguous() for c in (key_cache, value_cache))
-    lengths = context_lengths.int()
+    _, cache, block_tables, seq_lens, scale = inputs
+    keys, values = (x[block_tables].transpose(2, 3).flatten(1, 2).contiguous() for x in cache)
+    lengths = seq_lens.int()
     return lambda q, *_: flash_attn_with_kvcache(
         q[:, None], keys, values, cache_seqlens=lengths, softmax_scale=scale, causal=True
     )[:, 0]
@@ -52,11 +52,8 @@ def flash_attn_decode(inputs: tuple) -> Callable:
 def flash_attn_prefill(inputs: tuple) -> Callable:
     from flash_attn import flash_attn_func
 
-    q, key_cache, value_cache, block_tables, _, _, scale = inputs
-    keys, values = (
-        cache[block_tables[0]].transpose(1, 2).flatten(0, 1)[None, : len(q)].contiguous()
-        for cache in (key_cache, value_cache)
-    )
+    q, cache, block_tables, _, _, scale = inputs
+    keys, values = (x[block_tables[0]].transpose(1, 2).flatten(0, 1)[None, : len(q)].contiguous() for x in cache)
     return lambda q, *_: flash_attn_func(q[None], keys, values, softmax_scale=scale, causal=True)[0]
 
 
@@ -64,7 +61,7 @@ def vllm_moe_experts(inputs: tuple) -> Callable:
     from vllm.model_executor.layers.fused_moe import fused_experts
 
     expert_ids = inputs[4].to(torch.int32)
-    return lambda x, gate_up, down, weights, _: fused_experts(x, gate_up, down, weights.float(), expert_ids)
+    return lambda x, gate_up, down, weights, _: fused_experts(x, gate_up.data, down.data, weights.float(), expert_ids)
 
 
 LIBRARIES = {

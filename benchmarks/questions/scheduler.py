@@ -3,10 +3,10 @@
 import argparse
 import time
 
-from qwen3 import SamplingParams
-from qwen3.kv_cache import BlockPool
-from qwen3.scheduler import Scheduler
-from qwen3.sequence import Sequence
+from qwen3.engine.blocks import BlockPool
+from qwen3.engine.params import Sampling
+from qwen3.engine.scheduler import Scheduled, Scheduler
+from qwen3.engine.sequence import Sequence
 
 from ..common import Answer, side_by_side
 
@@ -35,26 +35,28 @@ def run(args: argparse.Namespace) -> Answer:
 
 def decode_step(count: int, rounds: int):
     """Returns a function that schedules and commits one decode step of `count` running sequences -> seconds."""
-    params = SamplingParams(max_new_tokens=rounds + 1)
-    longest = PROMPT_TOKENS + rounds + 1
+    longest = PROMPT_TOKENS + rounds + 2
     pool = BlockPool(count * (longest // BLOCK_SIZE + 2), BLOCK_SIZE)
-    scheduler = Scheduler(pool, count, 8192)
-    sequences = [Sequence([i] * PROMPT_TOKENS, params, frozenset(), longest) for i in range(count)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    while any(sequence.computed < PROMPT_TOKENS for sequence in sequences):
-        scheduler.computed(scheduler.schedule())
+    # All prompts are computed in the first step, so that every sequence is at the same token.
+    scheduler = Scheduler(pool, count, count * PROMPT_TOKENS)
+    for i in range(count):
+        scheduler.add(Sequence([i] * PROMPT_TOKENS, Sampling(), frozenset(), longest))
+    commit(scheduler)
 
     def step() -> float:
-        for sequence in sequences:
-            sequence.token_ids.append(1)
         started = time.perf_counter()
-        work = scheduler.schedule()
-        scheduler.computed(work)
-        scheduler.drawn([sequence for sequence, _ in work])
+        scheduled = commit(scheduler)
         seconds = time.perf_counter() - started
-        if len(work) != count or any(tokens != 1 for _, tokens in work):
-            raise RuntimeError(f"{len(work)} of {count} sequences were scheduled")
+        if len(scheduled.work) != count or not scheduled.is_decode:
+            raise RuntimeError(f"{len(scheduled.work)} of {count} sequences were scheduled")
         return seconds
 
     return step
+
+
+def commit(scheduler: Scheduler) -> Scheduled:
+    """Schedules one step and commits it, every token being 1."""
+    scheduled = scheduler.schedule()
+    samples = len(scheduled.sampling)
+    scheduler.commit(scheduled, [1] * samples, [None] * samples)
+    return scheduled

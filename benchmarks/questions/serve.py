@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 from qwen3 import LLM, SamplingParams
-from qwen3.sequence import percentile
+from qwen3.engine.sequence import percentile
 
 from ..common import Answer, settings_of
 from ..text import windows

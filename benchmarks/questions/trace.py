@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen3 import LLM
-from qwen3.kv_cache import KVCache
-from qwen3.step import Step
+from qwen3.engine.inputs import forward_batch
+from qwen3.engine.params import Sampling
+from qwen3.engine.scheduler import Scheduled, Work
+from qwen3.engine.sequence import Sequence
+from qwen3.model.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,26 @@ class Trace:
 
 @torch.inference_mode()
 def trace_ours(llm: LLM, token_ids: list[int]) -> Trace:
-    """One prefill of all tokens through `llm`'s own model, with nothing in the cache before."""
+    """One prefill of all tokens through `llm`'s own model, with an empty cache."""
     block_size = 16
     num_blocks = -(-len(token_ids) // block_size)
-    sequence = SimpleNamespace(token_ids=token_ids, computed=0, blocks=list(range(num_blocks)))
-    step = Step.of([(sequence, len(token_ids))], block_size, llm.device)
-    step.routing = []
+    sequence = Sequence(token_ids, Sampling(), frozenset(), len(token_ids), blocks=list(range(num_blocks)))
+    scheduled = Scheduled((Work(sequence, 0, len(token_ids), samples=False),))
+    batch = forward_batch(scheduled, block_size, llm.device, all_logits=True)
     hidden: list[Tensor] = []
-    # A kernel may write over the residual that it was given: the sum is taken before the next layer runs.
-    hooks = [layer.register_forward_hook(lambda *call: hidden.append(sum(call[2]))) for layer in llm.model.layers]
+    # A kernel may write over the residual that it gets: the sum is taken before the next layer runs.
+    hooks = [layer.register_forward_hook(lambda *call: hidden.append(sum(call[2][:2]))) for layer in llm.model.layers]
     try:
-        last = llm.model(step, KVCache(llm.config, num_blocks, block_size, llm.dtype, llm.device))
+        cache = KVCache(llm.config, num_blocks, block_size, llm.dtype, llm.device)
+        states, routing = llm.model(batch, cache, keep_routing=True)
     finally:
         for hook in hooks:
             hook.remove()
     moe_layers = [layer for layer in range(llm.config.num_layers) if llm.config.is_moe_layer(layer)]
-    routing = dict(zip(moe_layers, step.routing, strict=True))
-    router_logits = {layer: logits for layer, (logits, _) in routing.items()}
-    return Trace(hidden, llm.model.logits(last), router_logits, {layer: ids for layer, (_, ids) in routing.items()})
+    by_layer = dict(zip(moe_layers, routing, strict=True))
+    router_logits = {layer: found.router_logits for layer, found in by_layer.items()}
+    expert_ids = {layer: found.expert_ids for layer, found in by_layer.items()}
+    return Trace(hidden, llm.model.logits(states), router_logits, expert_ids)
 
 
 @torch.inference_mode()

@@ -5,10 +5,12 @@ import argparse
 import pytest
 import torch
 
-from tests.qwen3.conftest import write_checkpoint
+pytest.importorskip("transformers")
 
-transformers = pytest.importorskip("transformers")
-generate = pytest.importorskip("benchmarks.questions.generate")
+import transformers
+
+from benchmarks.questions import generate
+from tests.qwen3.conftest import write_checkpoint
 
 SIZES = ["--prefill", "9", "--batch", "1", "3", "--context", "6", "--new-tokens", "3", "--rounds", "2"]
 
@@ -62,7 +64,7 @@ def test_a_changed_weight_is_found(folder, dtype, phase):
     cpu, cell = torch.device("cpu"), generate.Cell(phase, 2, 6)
     ours, theirs = generate.Ours(folder, dtype, cpu, settings), generate.Theirs(folder, dtype, cpu)
     assert theirs.gate(cell, ours.answers(cell))["within"]
-    ours.llm.model.layers[1].attention.o_weight.data[0] += 0.5
+    ours.llm.model.layers[1].attention.o.weight.data[0] += 0.5
     with pytest.raises(RuntimeError, match=f"{phase}.*{dtype}"):
         theirs.gate(cell, ours.answers(cell))
 
@@ -98,7 +100,7 @@ def test_a_shape_of_configs_is_written_as_a_checkpoint():
 
 
 def test_both_sides_are_held_where_they_fit(monkeypatch, folder):
-    weights = generate.model_config(folder).parameters()[0] * 2
+    weights = generate.planned_footprint(generate.model_config(folder), torch.bfloat16).nbytes
     for free, fits in ((3 * weights, True), (2 * weights, False)):
         monkeypatch.setattr(generate, "available_bytes", lambda device, free=free: free)
         assert generate.fits_twice(folder, torch.bfloat16, torch.device("cpu")) is fits

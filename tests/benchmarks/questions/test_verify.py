@@ -45,7 +45,7 @@ def test_the_same_weights_are_within_the_contract(monkeypatch, dtype):
 
 def test_one_weight_of_one_layer_is_found(monkeypatch, capsys):
     def change(llm):
-        llm.model.layers[2].attention.o_weight[5, 7] += 0.5
+        llm.model.layers[2].attention.o.weight.data[5, 7] += 0.5
 
     answer = run(monkeypatch, change)
     assert not answer.within and verify.first_outside(answer.figures) == "layer 2"
@@ -55,7 +55,7 @@ def test_one_weight_of_one_layer_is_found(monkeypatch, capsys):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_router_weight_changes_the_experts_of_its_layer(monkeypatch, dtype):
     def change(llm):
-        llm.model.layers[3].mlp.router_weight[0] += 1.0
+        llm.model.layers[3].mlp.router.weight.data[0] += 1.0
 
     answer = run(monkeypatch, change, dtype)
     assert not answer.within and verify.first_outside(answer.figures) == "layer 3"
