@@ -1,17 +1,16 @@
 """What decode and prefill attention share: tokens found in their pages, one step of the online softmax, the checks."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import DTYPES, ID_DTYPES, require
 from .paged_cache import PagedCache
 
 LOG2E = 1.4426950408889634  # exp(x) = exp2(x * LOG2E)
 MAX_GROUP = 16
 MAX_HEAD_DIM = 128
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -91,44 +90,18 @@ def attend_tile(
 
 def check_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_lens: Tensor, scale: float) -> None:
     """Raises ValueError for what the kernels cannot read, naming what is needed and what was given."""
-    key_cache, value_cache = cache
-    if q.dim() != 3 or q.dtype not in DTYPES or not q.is_contiguous():
-        raise ValueError(
-            f"q must be contiguous [tokens, heads, head_dim] in float32, float16 or bfloat16, got {_kind(q)}"
-        )
-    if key_cache.dim() != 4:
-        raise ValueError(f"key_cache must be [num_blocks, kv_heads, block_size, head_dim], got {_kind(key_cache)}")
-    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        if cache.shape != key_cache.shape or cache.dtype != q.dtype or cache.device != q.device:
-            wanted = f"{q.dtype} {list(key_cache.shape)} on {q.device}"
-            raise ValueError(f"{name} must be {wanted}, got {_kind(cache)}")
-        if not cache.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got {_kind(cache)}")
+    require("q", q, DTYPES, ("T", "Hq", "D"))
+    require("cache.keys", cache.keys, q.dtype, ("num_blocks", "Hkv", "block_size", q.shape[2]), like=q)
+    require("cache.values", cache.values, q.dtype, cache.keys.shape, like=q)
     heads, head_dim = q.shape[1:]
-    _, kv_heads, block_size, cache_head_dim = key_cache.shape
-    if head_dim != cache_head_dim or not 1 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(
-            f"head_dim must be 1 to {MAX_HEAD_DIM}, the same in q and the caches, got {head_dim} and {cache_head_dim}"
-        )
+    _, kv_heads, block_size, _ = cache.keys.shape
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be 1 to {MAX_HEAD_DIM}, got {head_dim}")
     if kv_heads == 0 or heads % kv_heads or not 1 <= heads // kv_heads <= MAX_GROUP:
         raise ValueError(f"1 to {MAX_GROUP} query heads must share a key/value head, got {heads} and {kv_heads} heads")
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")
-    if block_tables.dim() != 2:
-        raise ValueError(f"block_tables must be [sequences, max_blocks], got {_kind(block_tables)}")
-    check_ids("block_tables", block_tables, block_tables.shape, q.device)
-    check_ids("seq_lens", seq_lens, block_tables.shape[:1], q.device)
+    require("block_tables", block_tables, ID_DTYPES, ("S", "max_blocks"), like=q, rows=True)
+    require("seq_lens", seq_lens, ID_DTYPES, block_tables.shape[:1], like=q, rows=True)
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}")
-
-
-def check_ids(name: str, ids: Tensor, shape: torch.Size, device: torch.device) -> None:
-    """Raises ValueError unless these are integers of this shape whose rows are contiguous."""
-    if ids.shape != shape or ids.dtype not in (torch.int32, torch.int64) or ids.device != device:
-        raise ValueError(f"{name} must be int32 or int64 {list(shape)} on {device}, got {_kind(ids)}")
-    if ids.shape[-1] > 1 and ids.stride(-1) != 1:
-        raise ValueError(f"{name} must have rows of stride 1, got {_kind(ids)}")
-
-
-def _kind(x: Tensor) -> str:
-    return f"{x.dtype} {list(x.shape)} on {x.device} with strides {list(x.stride())}"

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import LOG2E, attend_tile, check_attention, check_ids
+from .attention import LOG2E, attend_tile, check_attention
+from .checks import ID_DTYPES, require
 from .paged_cache import PagedCache
 
 __all__ = ["prefill_attention"]
@@ -168,7 +169,7 @@ def prefill_attention(
     """
     check_attention(q, cache, block_tables, seq_lens, scale)
     sequences = block_tables.shape[0]
-    check_ids("query_start_loc", query_start_loc, torch.Size((sequences + 1,)), q.device)
+    require("query_start_loc", query_start_loc, ID_DTYPES, (sequences + 1,), like=q, rows=True)
     out = torch.empty_like(q)
     tokens, heads, head_dim = q.shape
     if tokens == 0 or sequences == 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .paged_cache import PagedCache
 from .philox import uniform
-from .reference import embedding, wide
+from .reference import embedding
 from .weights import Weight
 
 __all__ = [
@@ -62,6 +62,11 @@ class _WithoutOneDNN:
         _onednn_lock.release()
 
 
+def _wide(x: Tensor) -> Tensor:
+    """x in float32; float64 stays float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _halves(size: int) -> int:
     """Into how many matrices to cut one of `size` rows: all cores read a batch of two, a single core reads one."""
     return 2 if size % 2 == 0 else 1
@@ -93,7 +98,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """torch.rms_norm, or, for a single row, a dot product and Python's numbers."""
     if x.dim() == 2 and x.shape[0] == 1:
-        row = wide(x)[0]
+        row = _wide(x)[0]
         return (row * (float(row.dot(row)) / x.shape[1] + eps) ** -0.5).to(x.dtype)[None] * weight
     return torch.rms_norm(x, x.shape[-1:], None, eps) * weight
 
@@ -115,8 +120,8 @@ def add_norm_linear(
 
 def rope(x: Tensor, positions: Tensor, rope_table: Tensor) -> Tensor:
     """The reference's rotation in fewer operations."""
-    cos, sin = wide(torch.embedding(rope_table, positions[:, None])).chunk(2, dim=-1)
-    first, second = wide(x).chunk(2, dim=-1)
+    cos, sin = _wide(torch.embedding(rope_table, positions[:, None])).chunk(2, dim=-1)
+    first, second = _wide(x).chunk(2, dim=-1)
     rotated = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
     return torch.cat(rotated, dim=-1).to(x.dtype)
 
@@ -215,7 +220,7 @@ def _attention_by_blocks(q: Tensor, keys: Tensor, values: Tensor, scale: float) 
     heads, n, head_dim = q.shape
     kv_heads, length, _ = keys.shape
     block = min(n, _MAX_QUERIES, max(_MIN_QUERIES, _MAX_SCORES // (heads * length)))
-    q, keys = wide(q) * scale, wide(keys).mT
+    q, keys = _wide(q) * scale, _wide(keys).mT
     future = q.new_full((block, block), float("-inf")).triu_(1)
     # One buffer for all blocks: the system has to clear new memory each time.
     buffer, outs = q.new_empty(heads * block * length), []
@@ -241,7 +246,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def route(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """With `renormalize`, the softmax over the k largest logits: equal to all experts' softmax renormalized."""
-    logits = wide(router_logits)
+    logits = _wide(router_logits)
     if renormalize:
         logits, expert_ids = logits.topk(top_k, dim=-1)
         weights = logits.softmax(-1)

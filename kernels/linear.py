@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rms_norm import DTYPES, MAX_HIDDEN, add_rms_norm, rms_norm
+from .checks import DTYPES, require
+from .rms_norm import MAX_HIDDEN, add_rms_norm, rms_norm
 from .weights import Weight
 
 MAX_TOKENS = 8  # the columns of the smallest tensor-core instruction
@@ -205,26 +206,26 @@ def linear_matrix_kernel(
     tl.store(out_ptr + token[None, :] * outputs + output[:, None], acc.to(out_ptr.dtype.element_ty), mask=known & owned)
 
 
-def _tile(table: tuple, size: int) -> VectorTile | MatrixTile:
-    return next(tile for tile in table if size <= tile.limit)
-
-
 def _is_vector(tokens: int, K: int, dtype: torch.dtype) -> bool:
     return K <= MAX_VECTOR and (tokens == 1 or dtype == torch.float32)
 
 
 def _vector_constants(outputs: int, K: int) -> tuple[dict[str, int], int]:
     """What the kernel is compiled for, and its number of programs for each token."""
-    tile = _tile(VECTOR_TILES, outputs * K)
+    tile = next(tile for tile in VECTOR_TILES if outputs * K <= tile.limit)
     block_k = triton.next_power_of_2(K)
     block_n = min(16, max(1, tile.elements // block_k))
     constants = {"steps": tile.steps, "K": K, "BLOCK_N": block_n, "BLOCK_K": block_k}
     return constants, triton.cdiv(outputs, tile.steps * block_n)
 
 
+def _matrix_tile(outputs: int) -> MatrixTile:
+    return next(tile for tile in MATRIX_TILES if outputs <= tile.limit)
+
+
 def _matrix_constants(outputs: int, K: int, element_size: int) -> tuple[dict[str, int], int]:
     """What the kernel is compiled for, and its number of programs."""
-    tile = _tile(MATRIX_TILES, outputs)
+    tile = _matrix_tile(outputs)
     constants = {"K": K, "BLOCK_T": MAX_TOKENS, "BLOCK_N": tile.block_n, "BLOCK_K": tile.row_bytes // element_size}
     return constants, triton.cdiv(outputs, tile.block_n)
 
@@ -235,25 +236,24 @@ def _launch(
     bias: Tensor | None,
     residual: Tensor | None = None,
     norm_weight: Tensor | None = None,
+    total: Tensor | None = None,
+    normed: Tensor | None = None,
     eps: float = 0.0,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """One launch for one to MAX_TOKENS tokens -> (projection, residual + x or None, normalised rows or None)."""
+) -> Tensor:
+    """The projection of 1 to MAX_TOKENS tokens in one launch. Writes residual + x to total and its norm to normed."""
     (tokens, K), outputs = x.shape, weight.shape[0]
     out = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
-    # A new tensor: other programs may still read the residual when the first one writes the sum.
-    total = None if residual is None else torch.empty_like(x)
-    normed = None if norm_weight is None else torch.empty_like(x)
     arguments = out, x, weight, bias, residual, norm_weight, total, normed, eps
     if _is_vector(tokens, K, x.dtype):
         constants, programs = _vector_constants(outputs, K)
         linear_vector_kernel[(tokens, programs)](*arguments, outputs, **constants, num_warps=4)
     else:
-        tile = _tile(MATRIX_TILES, outputs)
+        tile = _matrix_tile(outputs)
         constants, programs = _matrix_constants(outputs, K, x.element_size())
         linear_matrix_kernel[(programs,)](
             *arguments, tokens, outputs, K, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages
         )
-    return out, total, normed
+    return out
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
@@ -265,7 +265,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """
     _check(x, weight.data, bias)
     if 0 < x.shape[0] <= MAX_TOKENS:
-        return _launch(x, weight.data, bias)[0]
+        return _launch(x, weight.data, bias)
     return F.linear(x, weight.data, bias)
 
 
@@ -282,12 +282,14 @@ def add_norm_linear(
     _check(x, weight.data, bias)
     if x.shape[1] > MAX_HIDDEN:
         raise ValueError(f"x must have at most {MAX_HIDDEN} columns, got {list(x.shape)}")
-    _check_like("norm_weight", norm_weight, x, x.shape[1:])
+    require("norm_weight", norm_weight, x.dtype, x.shape[1:], like=x)
     if residual is not None:
-        _check_like("residual", residual, x, x.shape)
+        require("residual", residual, x.dtype, x.shape, like=x)
     tokens, outputs = x.shape[0], weight.shape[0]
     if tokens == 1 or (0 < tokens <= MAX_TOKENS and outputs <= MAX_FUSED_OUTPUTS):
-        out, total, normed = _launch(x, weight.data, bias, residual, norm_weight, eps)
+        # A new tensor for the sum: other programs may still read the residual when the first one writes it.
+        total, normed = None if residual is None else torch.empty_like(x), torch.empty_like(x)
+        out = _launch(x, weight.data, bias, residual, norm_weight, total, normed, eps)
         return out, x if total is None else total, normed
     if residual is None:
         normed, total = rms_norm(x, norm_weight, eps), x
@@ -297,22 +299,9 @@ def add_norm_linear(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
-    if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"x must be [tokens, columns], got {list(x.shape)}")
-    if weight.dim() != 2 or weight.shape[0] == 0:
-        raise ValueError(f"weight must be [outputs, columns], got {list(weight.shape)}")
-    if not x.is_contiguous():
-        raise ValueError(f"x must be contiguous, got strides {x.stride()}")
-    _check_like("weight", weight, x, (weight.shape[0], x.shape[1]))
+    require("x", x, DTYPES, ("T", "H"))
+    require("weight", weight, x.dtype, ("N", x.shape[1]), like=x)
+    if 0 in weight.shape:
+        raise ValueError(f"weight must have rows and columns, got {list(weight.shape)}")
     if bias is not None:
-        _check_like("bias", bias, x, weight.shape[:1])
-
-
-def _check_like(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
-        got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-        raise ValueError(f"{name} must be {x.dtype} {list(shape)} on {x.device}, got {got}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+        require("bias", bias, x.dtype, weight.shape[:1], like=x)

@@ -1,13 +1,14 @@
 """The experts of a mixture (`moe_experts`): grouped matmuls over rows sorted by expert for more than 16 tokens."""
 
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .moe_route import DTYPES, sort_by_expert
+from .checks import DTYPES, require
+from .moe_route import sort_by_expert
 from .moe_small import MAX_TOKENS, moe_small
 from .weights import Weight
 
@@ -222,33 +223,17 @@ def _grouped(
     return out
 
 
-def _check(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, weights: Tensor, expert_ids: Tensor) -> None:
-    def refuse(wanted: str) -> NoReturn:
-        tensors = {
-            "x": x,
-            "gate_up": gate_up_weight,
-            "down": down_weight,
-            "weights": weights,
-            "expert_ids": expert_ids,
-        }
-        got = (f"{n} {list(t.shape)} {t.dtype} {t.device} strides {t.stride()}" for n, t in tensors.items())
-        raise ValueError(f"moe_experts: needs {wanted}, got {', '.join(got)}")
-
-    floats = (x, gate_up_weight, down_weight, weights)
-    if x.dtype not in DTYPES or any(t.dtype != x.dtype for t in floats) or expert_ids.dtype != torch.int64:
-        refuse("float32, float16 or bfloat16 throughout and int64 expert_ids")
-    if any(t.device != x.device for t in (*floats, expert_ids)):
-        refuse("tensors on one device")
-    if [t.ndim for t in (*floats, expert_ids)] != [2, 3, 3, 2, 2]:
-        refuse("x [T, H], gate_up [E, 2 I, H], down [E, H, I], weights and expert_ids [T, k]")
-    (tokens, H), (E, _, I) = x.shape, down_weight.shape
-    shapes = [(tokens, H), (E, 2 * I, H), (E, H, I), (tokens, expert_ids.shape[1])]
-    if [tuple(t.shape) for t in floats] != shapes or expert_ids.shape[0] != tokens:
-        refuse("x [T, H], gate_up [E, 2 I, H], down [E, H, I], weights and expert_ids [T, k]")
-    if not 1 <= expert_ids.shape[1] <= 16 or not 1 <= E <= 512:
-        refuse("1 to 16 experts per token of 1 to 512")
-    if any(t.stride(-1) != 1 for t in floats[:3]) or not weights.is_contiguous() or not expert_ids.is_contiguous():
-        refuse("contiguous rows, and contiguous weights and expert_ids")
+def _check(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, expert_ids: Tensor) -> None:
+    require("x", x, DTYPES, ("T", "H"), rows=True)
+    tokens, H = x.shape
+    require("down", down, x.dtype, ("E", H, "I"), like=x, rows=True)
+    experts, _, I = down.shape
+    require("gate_up", gate_up, x.dtype, (experts, 2 * I, H), like=x, rows=True)
+    require("expert_ids", expert_ids, torch.int64, (tokens, "k"), like=x)
+    require("weights", weights, x.dtype, expert_ids.shape, like=x)
+    if not 1 <= expert_ids.shape[1] <= 16 or not 1 <= experts <= 512:
+        got = f"{expert_ids.shape[1]} of {experts}"
+        raise ValueError(f"moe_experts needs 1 to 16 experts per token of 1 to 512, got {got}")
 
 
 def moe_experts(x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, expert_ids: Tensor) -> Tensor:

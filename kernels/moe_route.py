@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["ExpertSort", "route", "sort_by_expert"]
+from .checks import DTYPES, require
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+__all__ = ["ExpertSort", "route", "sort_by_expert"]
 
 
 @triton.jit
@@ -66,14 +66,10 @@ def route(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor,
     likeliest expert first, of equal ones the lowest id. Softmax in float32 over all experts, top-k, weights divided
     by their sum when `renormalize`, rounded last. A logit may be -inf. Raises ValueError for another layout.
     """
-    if router_logits.ndim != 2 or router_logits.dtype not in DTYPES or router_logits.stride(1) != 1:
-        raise ValueError(
-            f"route: logits must be [T, E] in float32, float16 or bfloat16 with contiguous rows, got "
-            f"{tuple(router_logits.shape)} {router_logits.dtype} of strides {router_logits.stride()}"
-        )
+    require("router_logits", router_logits, DTYPES, ("T", "E"), rows=True)
     tokens, experts = router_logits.shape
     if not 1 <= top_k <= min(experts, 16) or experts > 512:
-        raise ValueError(f"route: needs 1 <= top_k <= min(experts, 16) and experts <= 512, got {top_k=}, {experts=}")
+        raise ValueError(f"route needs 1 <= top_k <= min(experts, 16) and experts <= 512, got {top_k=}, {experts=}")
     weights = torch.empty((tokens, top_k), dtype=router_logits.dtype, device=router_logits.device)
     expert_ids = torch.empty((tokens, top_k), dtype=torch.int64, device=router_logits.device)
     if tokens:
@@ -159,14 +155,10 @@ def sort_by_expert(expert_ids: Tensor, num_experts: int, block_m: int) -> Expert
     expert_ids [T, k] int64, contiguous, each in 0 to num_experts - 1 (not checked: the values stay on the device).
     Raises ValueError for another layout, or for 2^30 pairs and more.
     """
-    if expert_ids.ndim != 2 or expert_ids.dtype != torch.int64 or not expert_ids.is_contiguous():
-        raise ValueError(
-            f"sort_by_expert: expert_ids must be [T, k] int64 and contiguous, got "
-            f"{tuple(expert_ids.shape)} {expert_ids.dtype} of strides {expert_ids.stride()}"
-        )
+    require("expert_ids", expert_ids, torch.int64, ("T", "k"))
     pairs = expert_ids.numel()
     if pairs >= 2**30:
-        raise ValueError(f"sort_by_expert: rows are numbered in 32 bits, got {pairs} pairs")
+        raise ValueError(f"expert_ids must have fewer than 2^30 elements, got {pairs}")
     device = expert_ids.device
     sort = ExpertSort(
         torch.empty(num_experts + 1, dtype=torch.int32, device=device),

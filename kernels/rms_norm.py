@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from .checks import DTYPES, require
+
 MAX_HIDDEN = 8192
 
 
@@ -73,10 +74,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     is returned is the one passed in, updated in place. Raises ValueError for other layouts or dtypes.
     """
     _check(x, weight)
-    if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
-        raise ValueError(f"residual must be like x, {_kind(x)}, got {_kind(residual)}")
-    if not residual.is_contiguous():
-        raise ValueError(f"residual must be contiguous, got strides {residual.stride()}")
+    require("residual", residual, x.dtype, x.shape, like=x)
     out = torch.empty_like(x)
     hidden = x.shape[-1]
     if x.numel():
@@ -87,19 +85,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return out, residual
 
 
-def _kind(x: Tensor) -> str:
-    return f"{x.dtype} {list(x.shape)} on {x.device}"
-
-
 def _check(x: Tensor, weight: Tensor) -> None:
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
+    require("x", x, DTYPES, ("...", "H"))
     if not 1 <= x.shape[-1] <= MAX_HIDDEN:
         raise ValueError(f"x must have 1 to {MAX_HIDDEN} columns, got {list(x.shape)}")
-    if not x.is_contiguous():
-        raise ValueError(f"x must be contiguous, got strides {x.stride()}")
-    if weight.shape != x.shape[-1:] or weight.dtype != x.dtype or weight.device != x.device:
-        wanted = f"{x.dtype} [{x.shape[-1]}] on {x.device}"
-        raise ValueError(f"weight must be {wanted}, got {_kind(weight)}")
-    if not weight.is_contiguous():
-        raise ValueError(f"weight must be contiguous, got strides {weight.stride()}")
+    require("weight", weight, x.dtype, x.shape[-1:], like=x)

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import DTYPES, require
 from .paged_cache import PagedCache
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 512
 
 
@@ -73,9 +73,7 @@ def rope(x: Tensor, positions: Tensor, rope_table: Tensor) -> Tensor:
     rope_table [max_positions, D] float32 = cosines then sines, D/2 each -> [T, heads, D]. Raises ValueError for other
     layouts or dtypes.
     """
-    _need(x.dim() == 3, f"x must be [tokens, heads, head_dim], got {list(x.shape)}")
-    _need(x.dtype in DTYPES, f"x must be float32, float16 or bfloat16, got {x.dtype}")
-    _need(x.is_contiguous(), f"x must be contiguous, got strides {x.stride()}")
+    require("x", x, DTYPES, ("T", "heads", "D"))
     tokens, heads, head_dim = x.shape
     _check_rotation(x, head_dim, positions, rope_table)
     out = torch.empty_like(x)
@@ -175,32 +173,19 @@ def qk_norm_rope_cache(
     int64, a slot of -1 writes nothing, others must be distinct; rope_table as in `rope` -> q [T, Hq, D]. Raises
     ValueError for other layouts or dtypes.
     """
-    key_cache, value_cache = cache
-    _need(qkv.dim() == 2, f"qkv must be [T, (Hq + 2 Hkv) * D], got {list(qkv.shape)}")
-    _need(qkv.dtype in DTYPES, f"qkv must be float32, float16 or bfloat16, got {qkv.dtype}")
-    _need(qkv.is_contiguous(), f"qkv must be contiguous, got strides {qkv.stride()}")
-    _need(key_cache.dim() == 4, f"key_cache must be [num_blocks, Hkv, block_size, D], got {list(key_cache.shape)}")
-    _, kv_heads, block_size, head_dim = key_cache.shape
-    wanted = (
-        ("key_cache", key_cache, key_cache.shape),
-        ("value_cache", value_cache, key_cache.shape),
-        ("q_weight", q_weight, key_cache.shape[3:]),
-        ("k_weight", k_weight, key_cache.shape[3:]),
-    )
-    for name, tensor, shape in wanted:
-        _need(tensor.shape == shape, f"{name} must be {list(shape)}, got {list(tensor.shape)}")
-        _need(tensor.dtype == qkv.dtype, f"{name} must be {qkv.dtype} like qkv, got {tensor.dtype}")
-        _need(tensor.device == qkv.device, f"{name} must be on {qkv.device} like qkv, got {tensor.device}")
-        _need(tensor.is_contiguous(), f"{name} must be contiguous, got strides {tensor.stride()}")
-    _check_rotation(qkv, head_dim, positions, rope_table)
-    _check_ids("slot_mapping", slot_mapping, qkv)
+    require("qkv", qkv, DTYPES, ("T", "(Hq + 2 Hkv) D"))
+    require("cache.keys", cache.keys, qkv.dtype, ("num_blocks", "Hkv", "block_size", "D"), like=qkv)
+    require("cache.values", cache.values, qkv.dtype, cache.keys.shape, like=qkv)
+    _, kv_heads, block_size, head_dim = cache.keys.shape
+    require("q_weight", q_weight, qkv.dtype, (head_dim,), like=qkv)
+    require("k_weight", k_weight, qkv.dtype, (head_dim,), like=qkv)
     tokens, columns = qkv.shape
+    _check_rotation(qkv, head_dim, positions, rope_table)
+    require("slot_mapping", slot_mapping, torch.int64, (tokens,), like=qkv)
     heads = columns // head_dim
     q_heads = heads - 2 * kv_heads
-    _need(
-        columns % head_dim == 0 and q_heads >= 1,
-        f"qkv must be [T, (Hq + 2 * {kv_heads}) * {head_dim}], got {list(qkv.shape)}",
-    )
+    if columns % head_dim or q_heads < 1:
+        raise ValueError(f"qkv must be [T, (Hq + 2 * {kv_heads}) * {head_dim}], got {list(qkv.shape)}")
     q = torch.empty((tokens, q_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     tile = Tile.of(head_dim)
     if tokens:
@@ -213,8 +198,8 @@ def qk_norm_rope_cache(
             positions,
             rope_table,
             slot_mapping,
-            key_cache,
-            value_cache,
+            cache.keys,
+            cache.values,
             q_heads,
             kv_heads,
             head_dim,
@@ -226,24 +211,8 @@ def qk_norm_rope_cache(
     return q
 
 
-def _need(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(what)
-
-
-def _check_ids(name: str, ids: Tensor, x: Tensor) -> None:
-    _need(ids.shape == x.shape[:1], f"{name} must be {list(x.shape[:1])}, one for each token, got {list(ids.shape)}")
-    _need(ids.dtype == torch.int64, f"{name} must be int64, got {ids.dtype}")
-    _need(ids.is_contiguous(), f"{name} must be contiguous, got strides {ids.stride()}")
-    _need(ids.device == x.device, f"{name} must be on {x.device}, got {ids.device}")
-
-
 def _check_rotation(x: Tensor, head_dim: int, positions: Tensor, rope_table: Tensor) -> None:
-    even = head_dim % 2 == 0 and 2 <= head_dim <= MAX_HEAD_DIM
-    _need(even, f"head_dim must be even, 2 to {MAX_HEAD_DIM}, got {head_dim}")
-    _check_ids("positions", positions, x)
-    is_table = rope_table.dim() == 2 and rope_table.shape[1] == head_dim
-    _need(is_table, f"rope_table must be [max_positions, {head_dim}], got {list(rope_table.shape)}")
-    _need(rope_table.dtype == torch.float32, f"rope_table must be float32, got {rope_table.dtype}")
-    _need(rope_table.is_contiguous(), f"rope_table must be contiguous, got strides {rope_table.stride()}")
-    _need(rope_table.device == x.device, f"rope_table must be on {x.device}, got {rope_table.device}")
+    if head_dim % 2 or not 2 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be even, 2 to {MAX_HEAD_DIM}, got {head_dim}")
+    require("positions", positions, torch.int64, x.shape[:1], like=x)
+    require("rope_table", rope_table, torch.float32, ("max_positions", head_dim), like=x)

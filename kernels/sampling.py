@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import require
+
 BLOCK = 4096  # logits per step of a pass over a row; three steps in flight are 48 KB
 CAPACITY = 4096  # candidates of a row
 CANDIDATES_BLOCK = 1024  # per step of a pass over them
@@ -254,27 +256,16 @@ def sample(
     likely; tokens of equal logits stay or go together. One uniform of Philox (Salmon et al., 2011) picks from what is
     kept, in the order of the ids. Nothing waits for the device. Raises ValueError for other layouts or dtypes.
     """
-    if logits.dtype != torch.float32:
-        raise ValueError(f"logits must be float32, got {logits.dtype}")
-    if logits.dim() != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits must be [rows, vocabulary], got {list(logits.shape)}")
-    if not logits.is_contiguous():
-        raise ValueError(f"logits must be contiguous, got strides {logits.stride()}")
+    require("logits", logits, torch.float32, ("S", "V"))
     rows, vocabulary = logits.shape
-    parameters = {
-        "temperature": (temperature, torch.float32),
-        "top_k": (top_k, torch.int64),
-        "top_p": (top_p, torch.float32),
-        "min_p": (min_p, torch.float32),
-        "seeds": (seeds, torch.int64),
-        "positions": (positions, torch.int64),
-    }
-    for name, (tensor, dtype) in parameters.items():
-        if tensor.shape != (rows,) or tensor.dtype != dtype or tensor.device != logits.device:
-            got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"{name} must be {dtype} [{rows}] on {logits.device}, got {got}")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+    if vocabulary == 0:
+        raise ValueError(f"logits must have columns, got {list(logits.shape)}")
+    require("temperature", temperature, torch.float32, (rows,), like=logits)
+    require("top_k", top_k, torch.int64, (rows,), like=logits)
+    require("top_p", top_p, torch.float32, (rows,), like=logits)
+    require("min_p", min_p, torch.float32, (rows,), like=logits)
+    require("seeds", seeds, torch.int64, (rows,), like=logits)
+    require("positions", positions, torch.int64, (rows,), like=logits)
     tokens = torch.empty((rows,), dtype=torch.int64, device=logits.device)
     if rows:
         candidates = torch.empty((rows, CAPACITY), dtype=torch.float32, device=logits.device)

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from .checks import DTYPES, require
+
 BLOCK, NUM_WARPS = 1024, 4  # a 128-bit load of bfloat16 from either half for each thread
 
 
@@ -30,10 +31,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
     Raises ValueError for other layouts or dtypes.
     """
-    if gate_up.dtype not in DTYPES:
-        raise ValueError(f"gate_up must be float32, float16 or bfloat16, got {gate_up.dtype}")
-    if gate_up.dim() != 2 or gate_up.shape[1] % 2 or not gate_up.is_contiguous():
-        raise ValueError(f"gate_up must be [T, 2 I] and contiguous, got {list(gate_up.shape)}, {gate_up.stride()}")
+    require("gate_up", gate_up, DTYPES, ("T", "2 I"))
+    if gate_up.shape[1] % 2:
+        raise ValueError(f"gate_up must have an even number of columns, got {list(gate_up.shape)}")
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((rows, size), dtype=gate_up.dtype, device=gate_up.device)
     if out.numel():

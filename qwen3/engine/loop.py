@@ -9,6 +9,7 @@ from typing import TypeVar
 from ..errors import Qwen3Error
 from ..text.stream import TextStream
 from .engine import Engine, Sampled, StepFailed
+from .openmp import release_threads
 from .request import Completion, Delta
 from .sequence import Sequence
 
@@ -96,6 +97,8 @@ class EngineLoop:
                 self._thread = threading.Thread(target=self._run, name="qwen3-engine", daemon=True)
                 self._thread.start()
             self._inbox.put(message)
+        # The caller most likely waits now.
+        release_threads()
 
     def _run(self) -> None:
         reason: Exception = Qwen3Error("this LLM was closed before the answer ended")
@@ -118,8 +121,11 @@ class EngineLoop:
     def _read_inbox(self) -> bool:
         """Handles all messages, and waits for one if the engine has nothing to do; False when the loop must end."""
         while True:
+            idle = self._engine.scheduler.idle
+            if idle and self._inbox.empty():
+                release_threads()
             try:
-                message = self._inbox.get(block=self._engine.scheduler.idle)
+                message = self._inbox.get(block=idle)
             except Empty:
                 return True
             if message is None:

@@ -1,6 +1,7 @@
 """prefill_attention against the reference in float64: any mix of sequences, prefixes and chunks, to the bit."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_kernels import attention_decode, attention_prefill, reference
-from qwen3_kernels.attention import BLOCK_SIZES, DTYPES
+from qwen3_kernels.attention import BLOCK_SIZES
 from qwen3_kernels.attention_prefill import TILES, prefill_attention, sequence_of
+from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 from .attention_case import DEVICE, AttentionCase, attention_case
@@ -95,7 +97,7 @@ def test_batch_and_chunks_do_not_change_a_bit(dtype):
     for sequence in range(3):
         assert torch.equal(run(case.chunk(sequence, 0, queries[sequence])), outs[sequence]), "alone"
     borders = [0, 1, 33, 65, 80]
-    chunks = [run(case.chunk(1, start, stop)) for start, stop in zip(borders, borders[1:])]
+    chunks = [run(case.chunk(1, start, stop)) for start, stop in pairwise(borders)]
     assert torch.equal(torch.cat(chunks), outs[1]), "in chunks"
 
 
@@ -166,12 +168,16 @@ def test_pages_beyond_2_to_the_31_elements():
 @pytest.mark.parametrize(
     ("field", "wrong", "message"),
     [
-        ("q", lambda c: c.q.double(), "torch.float64"),
+        ("q", lambda c: c.q.double(), "q must be .*, got float64"),
         ("q", lambda c: c.q.transpose(0, 1).contiguous().transpose(0, 1), "strides"),
-        ("key_cache", lambda c: c.key_cache.half(), "key_cache must be torch.bfloat16"),
+        ("key_cache", lambda c: c.key_cache.half(), "cache.keys must be bfloat16"),
         ("query_start_loc", lambda c: c.query_start_loc[:-1], "query_start_loc must be int32 or int64"),
         ("query_start_loc", lambda c: c.query_start_loc.float(), "query_start_loc must be int32 or int64"),
-        ("query_start_loc", lambda c: c.query_start_loc.repeat_interleave(2)[::2], "stride 1"),
+        (
+            "query_start_loc",
+            lambda c: c.query_start_loc.repeat_interleave(2)[::2],
+            "query_start_loc .* contiguous rows",
+        ),
     ],
 )
 def test_refuses(field, wrong, message):

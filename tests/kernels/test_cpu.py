@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qwen3_kernels import cpu, reference
+from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded
 from qwen3_kernels.weights import Dense
 
 from .attention_case import AttentionCase, attention_case
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 EPS = 1e-6
 
 pytestmark = pytest.mark.usefixtures("no_gradients")

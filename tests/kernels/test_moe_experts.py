@@ -11,12 +11,12 @@ from torch import Tensor
 
 from qwen3_kernels import moe_experts as grouped
 from qwen3_kernels import moe_route, moe_small, reference
+from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.moe_experts import TILES, Tile, tile_for
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Inputs(NamedTuple):
@@ -248,21 +248,33 @@ def test_every_row_of_the_table_is_chosen() -> None:
     ("changed", "says"),
     [
         (lambda a: a._replace(x=a.x.double()), "float64"),
-        (lambda a: a._replace(weights=a.weights.float()), "float32, float16 or bfloat16 throughout"),
-        (lambda a: a._replace(expert_ids=a.expert_ids.int()), "int64 expert_ids"),
-        (lambda a: a._replace(x=a.x.t().contiguous().t()), "contiguous rows"),
-        (lambda a: a._replace(down=a.down.mT.contiguous().mT), "contiguous rows"),
-        (lambda a: a._replace(weights=a.weights.t().contiguous().t()), "contiguous weights"),
-        (lambda a: a._replace(expert_ids=a.expert_ids.t().contiguous().t()), "contiguous weights and expert_ids"),
-        (lambda a: a._replace(x=a.x[:, :-1]), r"x \[3, 39\]"),
-        (lambda a: a._replace(gate_up=a.gate_up[:, 1:]), r"gate_up \[4, 47, 40\]"),
-        (lambda a: a._replace(down=a.down[1:]), r"down \[3, 40, 24\]"),
-        (lambda a: a._replace(weights=a.weights[:2]), r"weights \[2, 2\]"),
-        (lambda a: a._replace(expert_ids=a.expert_ids[:2]), r"expert_ids \[2, 2\]"),
-        (lambda a: a._replace(x=a.x[0]), r"x \[40\]"),
+        (lambda a: a._replace(weights=a.weights.float()), "weights must be bfloat16 .*, got float32"),
+        (lambda a: a._replace(expert_ids=a.expert_ids.int()), "expert_ids must be int64 .*, got int32"),
+        (lambda a: a._replace(x=a.x.t().contiguous().t()), "x must be .* contiguous rows, got"),
+        (lambda a: a._replace(down=a.down.mT.contiguous().mT), "down must be .* contiguous rows, got"),
+        (lambda a: a._replace(weights=a.weights.t().contiguous().t()), "weights must be .* contiguous memory, got"),
+        (
+            lambda a: a._replace(expert_ids=a.expert_ids.t().contiguous().t()),
+            "expert_ids .* contiguous memory, got",
+        ),
+        (lambda a: a._replace(x=a.x[:, :-1]), r"down must be bfloat16 \[E, 39, I\] .*, got bfloat16 \[4, 40, 24\]"),
+        (
+            lambda a: a._replace(gate_up=a.gate_up[:, 1:]),
+            r"gate_up .* \[4, 48, 40\] .*, got .* \[4, 47, 40\]",
+        ),
+        (
+            lambda a: a._replace(down=a.down[1:]),
+            r"gate_up .* \[3, 48, 40\] .*, got .* \[4, 48, 40\]",
+        ),
+        (lambda a: a._replace(weights=a.weights[:2]), r"weights must be bfloat16 \[3, 2\] .*, got bfloat16 \[2, 2\]"),
+        (
+            lambda a: a._replace(expert_ids=a.expert_ids[:2]),
+            r"expert_ids .* int64 \[3, k\] .*, got int64 \[2, 2\]",
+        ),
+        (lambda a: a._replace(x=a.x[0]), r"x must be .* \[T, H\] .*, got bfloat16 \[40\]"),
         (lambda a: inputs(3, experts=17, top_k=17), "1 to 16 experts per token"),
-        (lambda a: inputs(3, experts=513, hidden=8, intermediate=8), "of 1 to 512"),
-        (lambda a: a._replace(x=a.x.to("meta")), "one device"),
+        (lambda a: inputs(3, experts=513, hidden=8, intermediate=8), "of 1 to 512, got 2 of 513"),
+        (lambda a: a._replace(x=a.x.to("meta")), "down must be .* on meta .*, got .* on"),
     ],
 )
 def test_refuses(changed, says: str) -> None:

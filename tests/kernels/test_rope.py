@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_kernels import reference, rope
+from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 EPS = 1e-6
 MAX_POSITIONS = 512
 
@@ -222,16 +222,22 @@ def test_rope_refusals_say_what_they_got() -> None:
     x, table = torch.zeros(2, 3, 16, device=DEVICE), rope_table(16)
     positions = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     for message, arguments in (
-        ("x must be \\[tokens, heads, head_dim\\], got \\[2, 48\\]", (x.view(2, 48), positions, table)),
-        ("x must be float32, .*, got torch.float64", (x.double(), positions, table)),
-        ("x must be contiguous, got strides \\(48, 32, 1\\)", (x[:, ::2], positions, table)),
+        (r"x must be .* \[T, heads, D\] .*, got float32 \[2, 48\]", (x.view(2, 48), positions, table)),
+        ("x must be float32, .*, got float64", (x.double(), positions, table)),
+        (r"x must be .* contiguous memory, got .* strides \[48, 32, 1\]", (x[:, ::2], positions, table)),
         ("head_dim must be even, 2 to 512, got 15", (x[..., :15].contiguous(), positions, table)),
-        ("positions must be \\[2\\], one for each token, got \\[1\\]", (x, positions[:1], table)),
-        ("positions must be int64, got torch.int32", (x, positions.int(), table)),
-        ("positions must be contiguous, got strides \\(2,\\)", (x, positions.repeat(2)[::2], table)),
-        ("rope_table must be \\[max_positions, 16\\], got \\[512, 8\\]", (x, positions, table[:, :8])),
-        ("rope_table must be float32, got torch.float16", (x, positions, table.half())),
-        ("rope_table must be contiguous, got strides \\(32, 1\\)", (x, positions, table.repeat(1, 2)[:, :16])),
+        (r"positions must be int64 \[2\] .*, got int64 \[1\]", (x, positions[:1], table)),
+        ("positions must be int64 .*, got int32", (x, positions.int(), table)),
+        (r"positions must be .* contiguous memory, got .* strides \[2\]", (x, positions.repeat(2)[::2], table)),
+        (
+            r"rope_table must be .* \[max_positions, 16\] .*, got .* \[512, 8\]",
+            (x, positions, table[:, :8]),
+        ),
+        ("rope_table must be float32 .*, got float16", (x, positions, table.half())),
+        (
+            r"rope_table .* contiguous memory, .* strides \[32, 1\]",
+            (x, positions, table.repeat(1, 2)[:, :16]),
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             rope.rope(*arguments)
@@ -240,32 +246,40 @@ def test_rope_refusals_say_what_they_got() -> None:
 def test_fused_refusals_say_what_they_got() -> None:
     case = Fused(2, 4, 2, 16, 16, torch.float32)
     keys, values = cache = case.cache(torch.float32)
-    good = dict(
-        qkv=case.qkv,
-        q_weight=case.weights[0],
-        k_weight=case.weights[1],
-        eps=EPS,
-        positions=case.positions,
-        rope_table=case.table,
-        slot_mapping=case.slots,
-        cache=cache,
-    )
+    good = {
+        "qkv": case.qkv,
+        "q_weight": case.weights[0],
+        "k_weight": case.weights[1],
+        "eps": EPS,
+        "positions": case.positions,
+        "rope_table": case.table,
+        "slot_mapping": case.slots,
+        "cache": cache,
+    }
     for message, name, wrong in (
-        ("qkv must be \\[T, .*, got \\[2, 8, 16\\]", "qkv", case.qkv.view(2, 8, 16)),
-        ("qkv must be float32, .*, got torch.float64", "qkv", case.qkv.double()),
-        ("qkv must be contiguous, got strides \\(256, 2\\)", "qkv", case.qkv.repeat(1, 2)[:, ::2]),
-        ("qkv must be \\[T, \\(Hq \\+ 2 \\* 2\\) \\* 16\\], got \\[2, 127\\]", "qkv", case.qkv[:, :127].contiguous()),
-        ("qkv must be .*, got \\[2, 64\\]", "qkv", case.qkv[:, :64].contiguous()),  # k and v, but no q
-        ("key_cache must be torch.float32 like qkv, got torch.float16", "cache", cache._replace(keys=keys.half())),
-        ("key_cache must be \\[num_blocks, .*, got \\[3, 2, 256\\]", "cache", cache._replace(keys=keys.flatten(2))),
-        ("value_cache must be \\[3, 2, 16, 16\\], got \\[2, 2, 16, 16\\]", "cache", cache._replace(values=values[:2])),
-        ("key_cache must be contiguous", "cache", cache._replace(keys=keys.transpose(2, 3))),
-        ("q_weight must be \\[16\\], got \\[8\\]", "q_weight", case.weights[0][:8]),
-        ("k_weight must be torch.float32 like qkv, got torch.bfloat16", "k_weight", case.weights[1].bfloat16()),
-        ("slot_mapping must be int64, got torch.int32", "slot_mapping", case.slots.int()),
-        ("slot_mapping must be \\[2\\], one for each token, got \\[1\\]", "slot_mapping", case.slots[:1]),
-        ("positions must be \\[2\\]", "positions", case.positions[:1]),
-        ("rope_table must be \\[max_positions, 16\\]", "rope_table", case.table[:, :8].contiguous()),
+        (r"qkv must be .* \[T, \(Hq .*, got float32 \[2, 8, 16\]", "qkv", case.qkv.view(2, 8, 16)),
+        ("qkv must be float32, .*, got float64", "qkv", case.qkv.double()),
+        (r"qkv must be .* contiguous memory, got .* strides \[256, 2\]", "qkv", case.qkv.repeat(1, 2)[:, ::2]),
+        (r"qkv must be \[T, \(Hq \+ 2 \* 2\) \* 16\], got \[2, 127\]", "qkv", case.qkv[:, :127].contiguous()),
+        (r"qkv must be .*, got \[2, 64\]", "qkv", case.qkv[:, :64].contiguous()),  # k and v, but no q
+        ("cache.keys must be float32 .*, got float16", "cache", cache._replace(keys=keys.half())),
+        (
+            r"cache.keys must be .* \[num_blocks, .* \[3, 2, 256\]",
+            "cache",
+            cache._replace(keys=keys.flatten(2)),
+        ),
+        (
+            r"cache.values .* \[3, 2, 16, 16\] .*, got .* \[2, 2, 16, 16\]",
+            "cache",
+            cache._replace(values=values[:2]),
+        ),
+        ("cache.keys must be .* contiguous memory", "cache", cache._replace(keys=keys.transpose(2, 3))),
+        (r"q_weight must be float32 \[16\] .*, got float32 \[8\]", "q_weight", case.weights[0][:8]),
+        ("k_weight must be float32 .*, got bfloat16", "k_weight", case.weights[1].bfloat16()),
+        ("slot_mapping must be int64 .*, got int32", "slot_mapping", case.slots.int()),
+        (r"slot_mapping must be int64 \[2\] .*, got int64 \[1\]", "slot_mapping", case.slots[:1]),
+        (r"positions must be int64 \[2\]", "positions", case.positions[:1]),
+        (r"rope_table must be float32 \[max_positions, 16\]", "rope_table", case.table[:, :8].contiguous()),
     ):
         with pytest.raises(ValueError, match=message):
             rope.qk_norm_rope_cache(**good | {name: wrong})

@@ -32,5 +32,5 @@ def test_extreme_gates_are_exact():
     "gate_up", [torch.ones(2, 3), torch.ones(4, 4).t()[:, :2], torch.ones(2, 4, dtype=torch.float64), torch.ones(4)]
 )
 def test_other_inputs_are_refused(gate_up):
-    with pytest.raises(ValueError, match="gate_up must be"):
+    with pytest.raises(ValueError, match="gate_up must"):
         swiglu.swiglu(gate_up.to(DEVICE))
