@@ -154,7 +154,7 @@ def load_records(folder: Path = RESULTS) -> dict[str, dict]:
 
 
 def config_folder(name: str) -> Path:
-    """Where the config.json of a model shape is, for `model_config` and `LLM(..., random_weights=True)`."""
+    """Folder of a model shape's config.json, for `model_config` and `LLM(..., random_weights=True)`."""
     folder = CONFIGS / name
     if not (folder / "config.json").is_file():
         known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob("*/config.json")))

@@ -143,9 +143,8 @@ def step_figures(model: str, config: ModelConfig, tokens: int, experts_hit: floa
 
     The rows of the embedding are left out, they are a few kilobytes; the output layer, tied or not, is read whole.
     """
-    dtype = config.dtype or torch.bfloat16
+    counted = planned_footprint(config, config.dtype or torch.bfloat16)
     sparse = sum(config.is_moe_layer(layer) for layer in range(config.num_layers))
-    counted = planned_footprint(config, dtype)
     read = counted.shared_bytes + sparse * experts_hit * counted.expert_bytes
     return {
         "figure": "step",

@@ -8,6 +8,7 @@ transformers' own. The limit of a decode step is the time to copy as many bytes 
 """
 
 import argparse
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -205,6 +206,8 @@ class Theirs:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
         self.model, self.device, self.dtype = model.to(device).eval(), device, dtype
         self.sparse = hasattr(model.config, "num_experts")
+        # Renamed in transformers 5.24.
+        self.cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self.chosen = ""
 
     def use(self, attention: str, experts: str) -> None:
@@ -269,7 +272,7 @@ class Theirs:
         """The cache after the prompts, and the token that each of them gets."""
         self.use("sdpa", "eager")
         out = self.model(tokens, use_cache=True, logits_to_keep=1)
-        return out.past_key_values, out.logits.argmax(-1)
+        return getattr(out, self.cache_name), out.logits.argmax(-1)
 
     @torch.inference_mode()
     def decode(self, cache: transformers.Cache, tokens: Tensor, steps: int) -> float:
@@ -278,7 +281,7 @@ class Theirs:
         def generate() -> None:
             step = tokens
             for _ in range(steps):
-                step = self.model(step, past_key_values=cache, use_cache=True).logits.argmax(-1)
+                step = self.model(step, **{self.cache_name: cache}, use_cache=True).logits.argmax(-1)
                 step.tolist()
 
         taken = seconds(generate, self.device)

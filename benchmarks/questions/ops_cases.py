@@ -43,21 +43,25 @@ class OpCase:
 
     def outputs(self, function: Callable) -> list[Tensor]:
         """Compared outputs of `function`, called with copies of the inputs that it writes."""
-        inputs = tuple(mapped(x, Tensor.clone) if i in self.written else x for i, x in enumerate(self.inputs))
+        inputs = tuple(on_tensors(Tensor.clone, x) if i in self.written else x for i, x in enumerate(self.inputs))
         return self.compared(inputs, function(*inputs))
 
     def exact_outputs(self) -> list[Tensor]:
         if self.exact:
             return self.exact(self.inputs)
-        inputs = tuple(mapped(x, lambda t: t.double() if t.is_floating_point() else t) for x in self.inputs)
+        inputs = tuple(on_tensors(widened, x) for x in self.inputs)
         return self.compared(inputs, getattr(reference, self.op)(*inputs))
 
 
-def mapped(x, function: Callable[[Tensor], Tensor]):
-    """`function` of a tensor, or of every tensor in a weight or a cache; anything else as it is."""
-    if isinstance(x, Tensor):
-        return function(x)
-    return type(x)(*map(function, x)) if isinstance(x, (Dense, PagedCache)) else x
+def on_tensors(function: Callable[[Tensor], Tensor], value):
+    """`value` with `function` applied to it, or to the tensors of a weight or a cache; anything else as it is."""
+    if isinstance(value, Dense | PagedCache):
+        return type(value)(*map(function, value))
+    return function(value) if isinstance(value, Tensor) else value
+
+
+def widened(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 def as_list(output) -> list[Tensor]:
@@ -103,13 +107,11 @@ class Maker:
 
     def layer_weights(self) -> dict[str, Dense]:
         c = self.config
-        H, scale = c.hidden_size, c.hidden_size**-0.5
-        weights = {"qkv": self.normal(c.q_size + 2 * c.kv_size, H, scale=scale)}
-        weights["o_proj"] = self.normal(H, c.q_size, scale=scale)
-        if c.num_experts:
-            weights["gate_up"] = self.normal(c.num_experts, 2 * c.moe_intermediate_size, H, scale=scale)
-            weights["down"] = self.normal(c.num_experts, H, c.moe_intermediate_size, scale=scale)
-        return {name: Dense(data) for name, data in weights.items()}
+        E, H, I = c.num_experts, c.hidden_size, c.moe_intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {"qkv": (c.q_size + 2 * c.kv_size, H), "o_proj": (H, c.q_size)}
+        if E:
+            shapes |= {"gate_up": (E, 2 * I, H), "down": (E, H, I)}
+        return {name: Dense(self.normal(*shape, scale=H**-0.5)) for name, shape in shapes.items()}
 
     def norm_weight(self, size: int) -> Tensor:
         return 1 + self.normal(size, scale=0.1)
@@ -136,7 +138,7 @@ class Maker:
         moved = self.size * (N * K + T * K + T * N)
         return OpCase("linear", f"o_proj, {T} tokens", (self.normal(T, K), weight), moved, 2 * T * N * K, eager_linear)
 
-    def blocks(self, sequences: int, context: int) -> tuple[PagedCache, Tensor]:
+    def cache(self, sequences: int, context: int) -> tuple[PagedCache, Tensor]:
         """Cache and block tables of `sequences` contexts whose blocks are in random order."""
         blocks = -(-context // BLOCK_SIZE)
         order = torch.randperm(sequences * blocks, generator=self.generator, device=self.device)
@@ -145,7 +147,7 @@ class Maker:
 
     def qk_norm_rope_cache(self, T: int) -> OpCase:
         c, D = self.config, self.config.head_dim
-        cache, tables = self.blocks(1, T)
+        cache, tables = self.cache(1, T)
         slots = (tables[0][:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=self.device)).flatten()[:T]
         positions = torch.arange(T, device=self.device)
         table = rope_table(c, T).to(self.device)
@@ -166,7 +168,7 @@ class Maker:
 
     def decode_attention(self, S: int, context: int) -> OpCase:
         c = self.config
-        cache, tables = self.blocks(S, context)
+        cache, tables = self.cache(S, context)
         lengths = torch.full((S,), context, device=self.device)
         inputs = self.normal(S, c.num_heads, c.head_dim), cache, tables, lengths, c.head_dim**-0.5
         moved = 2 * self.size * S * (c.q_size + context * c.kv_size) + 8 * (tables.numel() + S)
@@ -175,7 +177,7 @@ class Maker:
 
     def prefill_attention(self, T: int) -> OpCase:
         c = self.config
-        cache, tables = self.blocks(1, T)
+        cache, tables = self.cache(1, T)
         starts, lengths = torch.tensor([0, T], device=self.device), torch.tensor([T], device=self.device)
         inputs = self.normal(T, c.num_heads, c.head_dim), cache, tables, starts, lengths, c.head_dim**-0.5
         moved = 2 * self.size * T * (c.q_size + c.kv_size) + 8 * (tables.numel() + 3)
@@ -251,13 +253,13 @@ def eager_add_rms_norm(x, residual, weight, eps):
     return F.rms_norm(residual, weight.shape, weight, eps), residual
 
 
+def eager_linear(x, weight):
+    return F.linear(x, weight.data)
+
+
 def eager_add_norm_linear(x, residual, norm_weight, eps, weight):
     normed, residual = eager_add_rms_norm(x, residual, norm_weight, eps)
     return F.linear(normed, weight.data), residual, normed
-
-
-def eager_linear(x, weight):
-    return F.linear(x, weight.data)
 
 
 def eager_qk_norm_rope_cache(qkv, q_weight, k_weight, eps, positions, table, slots, cache):
@@ -287,16 +289,27 @@ def repeated(keys_or_values, block_table, heads):
 def eager_decode_attention(q, cache, block_tables, seq_lens, scale):
     """All contexts are of one length."""
     length, heads = block_tables.shape[1] * cache.keys.shape[2], q.shape[1]
-    keys, values = (torch.stack([repeated(c, t, heads) for t in block_tables]) for c in cache)
+    keys, values = (torch.stack([repeated(x, table, heads) for table in block_tables]) for x in cache)
     mask = (torch.arange(length, device=q.device) < seq_lens[:, None])[:, None, None]
     return F.scaled_dot_product_attention(q[:, :, None], keys, values, mask, scale=scale)[:, :, 0]
 
 
 def eager_prefill_attention(q, cache, block_tables, query_start_loc, seq_lens, scale):
     """One sequence, nothing cached before."""
-    keys, values = (repeated(c, block_tables[0], q.shape[1])[None, :, : len(q)] for c in cache)
+    keys, values = (repeated(x, block_tables[0], q.shape[1])[None, :, : len(q)] for x in cache)
     out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, is_causal=True, scale=scale)
     return out[0].transpose(0, 1)
+
+
+def eager_moe_experts(x, gate_up, down, weights, expert_ids):
+    """One expert after the other, each over the tokens that chose it."""
+    out = torch.zeros_like(x, dtype=torch.float32)
+    for expert in expert_ids.unique().tolist():
+        rows, place = (expert_ids == expert).nonzero(as_tuple=True)
+        gate, up = F.linear(x[rows], gate_up.data[expert]).chunk(2, dim=-1)
+        hidden = F.linear(F.silu(gate) * up, down.data[expert])
+        out.index_add_(0, rows, hidden.float() * weights[rows, place, None].float())
+    return out.to(x.dtype)
 
 
 def gate_rows(x: Tensor) -> Tensor:
@@ -309,8 +322,8 @@ def exact_moe_experts(inputs: tuple) -> list[Tensor]:
     x, gate_up, down, weights, ids = inputs
     rows = gate_rows(x)
     hit, renumbered = ids[rows].unique(return_inverse=True)
-    used = Dense(gate_up.data[hit].double()), Dense(down.data[hit].double())
-    return [reference.moe_experts(x[rows].double(), *used, weights[rows].double(), renumbered)]
+    wide = (Dense(weight.data[hit].double()) for weight in (gate_up, down))
+    return [reference.moe_experts(x[rows].double(), *wide, weights[rows].double(), renumbered)]
 
 
 def exact_prefill_attention(inputs: tuple) -> list[Tensor]:
@@ -318,5 +331,4 @@ def exact_prefill_attention(inputs: tuple) -> list[Tensor]:
     q, cache, tables, _, _, scale = inputs
     rows = gate_rows(q)
     tables = tables.expand(len(rows), -1)
-    exact = reference.decode_attention(q[rows].double(), mapped(cache, Tensor.double), tables, rows + 1, scale)
-    return [exact]
+    return [reference.decode_attention(q[rows].double(), on_tensors(widened, cache), tables, rows + 1, scale)]

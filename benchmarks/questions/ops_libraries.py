@@ -42,7 +42,7 @@ def flash_attn_decode(inputs: tuple) -> Callable:
     from flash_attn import flash_attn_with_kvcache
 
     _, cache, block_tables, seq_lens, scale = inputs
-    keys, values = (c[block_tables].transpose(2, 3).flatten(1, 2).contiguous() for c in cache)
+    keys, values = (x[block_tables].transpose(2, 3).flatten(1, 2).contiguous() for x in cache)
     lengths = seq_lens.int()
     return lambda q, *_: flash_attn_with_kvcache(
         q[:, None], keys, values, cache_seqlens=lengths, softmax_scale=scale, causal=True
@@ -53,7 +53,7 @@ def flash_attn_prefill(inputs: tuple) -> Callable:
     from flash_attn import flash_attn_func
 
     q, cache, block_tables, _, _, scale = inputs
-    keys, values = (c[block_tables[0]].transpose(1, 2).flatten(0, 1)[None, : len(q)].contiguous() for c in cache)
+    keys, values = (x[block_tables[0]].transpose(1, 2).flatten(0, 1)[None, : len(q)].contiguous() for x in cache)
     return lambda q, *_: flash_attn_func(q[None], keys, values, softmax_scale=scale, causal=True)[0]
 
 

@@ -5,7 +5,7 @@ import time
 
 from qwen3.engine.blocks import BlockPool
 from qwen3.engine.params import Sampling
-from qwen3.engine.scheduler import Scheduler
+from qwen3.engine.scheduler import Scheduled, Scheduler
 from qwen3.engine.sequence import Sequence
 
 from ..common import Answer, side_by_side
@@ -35,21 +35,19 @@ def run(args: argparse.Namespace) -> Answer:
 
 def decode_step(count: int, rounds: int):
     """Returns a function that schedules and commits one decode step of `count` running sequences -> seconds."""
-    longest = PROMPT_TOKENS + rounds + 1
+    longest = PROMPT_TOKENS + rounds + 2
     pool = BlockPool(count * (longest // BLOCK_SIZE + 2), BLOCK_SIZE)
-    scheduler = Scheduler(pool, count, 8192)
-    sequences = [Sequence([i] * PROMPT_TOKENS, Sampling(), frozenset(), longest) for i in range(count)]
-    for sequence in sequences:
-        scheduler.add(sequence)
+    # All prompts are computed in the first step, so that every sequence is at the same token.
+    scheduler = Scheduler(pool, count, count * PROMPT_TOKENS)
+    for i in range(count):
+        scheduler.add(Sequence([i] * PROMPT_TOKENS, Sampling(), frozenset(), longest))
+    commit(scheduler)
 
     def step() -> float:
         started = time.perf_counter()
-        scheduled = scheduler.schedule()
-        sampled = len(scheduled.sampling)
-        scheduler.commit(scheduled, [1] * sampled, [None] * sampled)
+        scheduled = commit(scheduler)
         seconds = time.perf_counter() - started
-        prefills = any(sequence.num_computed <= PROMPT_TOKENS for sequence in sequences)
-        if not prefills and not (scheduled.is_decode and len(scheduled.work) == count):
+        if len(scheduled.work) != count or not scheduled.is_decode:
             raise RuntimeError(f"{len(scheduled.work)} of {count} sequences were scheduled")
         return seconds
 
@@ -57,3 +55,11 @@ def decode_step(count: int, rounds: int):
         step()
 
     return step
+
+
+def commit(scheduler: Scheduler) -> Scheduled:
+    """Schedules one step and commits it, every token being 1."""
+    scheduled = scheduler.schedule()
+    samples = len(scheduled.sampling)
+    scheduler.commit(scheduled, [1] * samples, [None] * samples)
+    return scheduled

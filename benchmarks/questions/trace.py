@@ -28,27 +28,26 @@ class Trace:
 
 @torch.inference_mode()
 def trace_ours(llm: LLM, token_ids: list[int]) -> Trace:
-    """One prefill of all tokens through `llm`'s own model, with nothing in the cache before."""
+    """One prefill of all tokens through `llm`'s own model, with an empty cache."""
     block_size = 16
     num_blocks = -(-len(token_ids) // block_size)
     sequence = Sequence(token_ids, Sampling(), frozenset(), len(token_ids), blocks=list(range(num_blocks)))
     scheduled = Scheduled((Work(sequence, 0, len(token_ids), samples=False),))
     batch = forward_batch(scheduled, block_size, llm.device, all_logits=True)
     hidden: list[Tensor] = []
-    # A kernel may write over the residual that it was given: the sum is taken before the next layer runs.
-    hooks = [
-        layer.register_forward_hook(lambda *call: hidden.append(call[2][0] + call[2][1])) for layer in llm.model.layers
-    ]
+    # A kernel may write over the residual that it gets: the sum is taken before the next layer runs.
+    hooks = [layer.register_forward_hook(lambda *call: hidden.append(sum(call[2][:2]))) for layer in llm.model.layers]
     try:
         cache = KVCache(llm.config, num_blocks, block_size, llm.dtype, llm.device)
-        states, kept = llm.model(batch, cache, keep_routing=True)
+        states, routing = llm.model(batch, cache, keep_routing=True)
     finally:
         for hook in hooks:
             hook.remove()
     moe_layers = [layer for layer in range(llm.config.num_layers) if llm.config.is_moe_layer(layer)]
-    routing = dict(zip(moe_layers, kept, strict=True))
-    router_logits = {layer: logits for layer, (logits, _) in routing.items()}
-    return Trace(hidden, llm.model.logits(states), router_logits, {layer: ids for layer, (_, ids) in routing.items()})
+    by_layer = dict(zip(moe_layers, routing, strict=True))
+    router_logits = {layer: found.router_logits for layer, found in by_layer.items()}
+    expert_ids = {layer: found.expert_ids for layer, found in by_layer.items()}
+    return Trace(hidden, llm.model.logits(states), router_logits, expert_ids)
 
 
 @torch.inference_mode()

@@ -5,10 +5,12 @@ import argparse
 import pytest
 import torch
 
-from tests.qwen3.conftest import write_checkpoint
+pytest.importorskip("transformers")
 
-transformers = pytest.importorskip("transformers")
-generate = pytest.importorskip("benchmarks.questions.generate")
+import transformers
+
+from benchmarks.questions import generate
+from tests.qwen3.conftest import write_checkpoint
 
 SIZES = ["--prefill", "9", "--batch", "1", "3", "--context", "6", "--new-tokens", "3", "--rounds", "2"]
 

@@ -1,0 +1,26 @@
+"""scheduler, end to end at its smallest: every step that is timed decodes all sequences."""
+
+import argparse
+
+import pytest
+
+from benchmarks.questions import scheduler
+
+
+def test_a_row_for_each_number_of_sequences(capsys):
+    parser = argparse.ArgumentParser()
+    scheduler.add_arguments(parser)
+    answer = scheduler.run(parser.parse_args(["--sequences", "3", "100", "--rounds", "4"]))
+    assert [row["sequences"] for row in answer.figures] == [3, 100]
+    for row in answer.figures:
+        assert row["p20_us"] <= row["median_us"] <= row["p80_us"]
+        assert row["us_per_sequence"] == pytest.approx(row["median_us"] / row["sequences"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_step_without_all_sequences_is_refused():
+    step = scheduler.decode_step(3, rounds=1)
+    for _ in range(2):
+        step()
+    with pytest.raises(RuntimeError, match="0 of 3 sequences"):
+        step()
