@@ -224,6 +224,7 @@ class Maker:
             (self.normal(T, H), gate_up, down, weights, ids),
             moved,
             6 * T * k * H * I,
+            eager_moe_experts,
             compared=lambda inputs, output: [output[gate_rows(output)]],
             exact=exact_moe_experts,
         )

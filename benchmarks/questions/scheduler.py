@@ -51,9 +51,6 @@ def decode_step(count: int, rounds: int):
             raise RuntimeError(f"{len(scheduled.work)} of {count} sequences were scheduled")
         return seconds
 
-    while any(len(sequence.token_ids) == PROMPT_TOKENS for sequence in sequences):
-        step()
-
     return step
 
 

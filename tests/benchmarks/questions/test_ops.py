@@ -29,9 +29,6 @@ def check(case, function):
     return ops.gate(case, function, exact, own, "eager")
 
 
-OPS = {name for name in vars(Ops) if not name.startswith("_")}
-
-
 def test_every_op_but_the_lookup_has_a_case():
     ops_of_a_backend = {name for name in vars(Ops) if not name.startswith("_")}
     assert set(all_cases()) | set(all_cases(DENSE)) == ops_of_a_backend - {"embedding", "rope"}
