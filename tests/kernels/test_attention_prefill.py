@@ -58,13 +58,17 @@ def test_prefill_cached_prefix_at_the_borders_of_block_and_tile(block_size, dtyp
     check(attention_case(lengths, queries, kv_heads=1, block_size=block_size, dtype=dtype))
 
 
-@pytest.mark.parametrize("group", [1, 3, 5, 16])  # alone; rows left over in the tile, two of Qwen3's; the largest
+@pytest.mark.parametrize(
+    "group", [1, *slow(3), 5, *slow(16)]
+)  # alone; rows left over in the tile, two of Qwen3's; the largest
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prefill_group(group, dtype):
     check(attention_case([30, 75], [30, 11], kv_heads=2, group=group, head_dim=32, dtype=dtype))
 
 
-@pytest.mark.parametrize("head_dim", [8, 16, 80, 128])  # less than a dot takes, the least, no power of two, Qwen3's
+@pytest.mark.parametrize(
+    "head_dim", [8, *slow(16, 80), 128]
+)  # less than a dot takes, the least, no power of two, Qwen3's
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
 def test_prefill_head_dim(head_dim, dtype):
     check(attention_case([20, 75], [20, 9], head_dim=head_dim, dtype=dtype))

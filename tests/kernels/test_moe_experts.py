@@ -88,7 +88,7 @@ def test_few_tokens(tokens: int, dtype: torch.dtype) -> None:
         (4, 1),  # no sum over choices
         (6, 3),  # not a power of two: a choice is masked
         (5, 5),  # every token at every expert
-        (16, 16),  # most choices: two output columns of a program
+        *slow((16, 16)),  # most choices: two output columns of a program
         (128, 8),  # Qwen3-30B-A3B: hardly any expert is hit twice
         (512, 10),  # most experts
     ],
