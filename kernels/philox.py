@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the draw is a function of (seed, position), whatever the batch or the order of steps."""
+"""Counter-based random numbers: a function of (seed, position) alone, independent of batch and order of steps."""
 
 import torch
 from torch import Tensor

@@ -1,11 +1,11 @@
-"""Sampling on the device: temperature, top-k, top-p, min-p and the draw in one launch, without sorting the vocabulary.
+"""Sampling on the device: temperature, top-k, top-p, min-p and the choice in one launch, without sorting.
 
-Every filter is a threshold on the logits, so nothing has to be sorted. A row is one program. It looks for a cut that
-surely lies below the thresholds and leaves at most CAPACITY candidates, usually in one to three passes over the row,
-and copies these in the order of their ids. Then bisection over the bits of a float, whose order is that of integers,
-finds each threshold exactly, in at most 32 passes over the few, and two more draw. Where no cut leaves few enough, and
-where nothing but temperature and min-p are asked for, the same passes go over the whole row. Sums are of float32 in a
-fixed order: the same row gives the same token, wherever in a batch it stands.
+Every filter is a threshold on the logits, so nothing has to be sorted. A program owns a row. It looks for a cutoff that
+is surely below the thresholds and leaves at most CAPACITY candidates, usually in one to three passes over the row, and
+copies the candidates in the order of their ids. Then bisection over the bits of a float, whose order is that of
+integers, finds each threshold exactly, in at most 32 passes over the candidates. Two more passes choose the token.
+Where no cutoff leaves few enough, and where only temperature and min-p are asked for, the passes go over the whole row.
+Sums are in float32 in a fixed order: a row gives the same token wherever in a batch it is.
 """
 
 import torch
@@ -18,13 +18,13 @@ from .checks import require
 BLOCK = 4096  # logits per step of a pass over a row; three steps in flight are 48 KB
 CAPACITY = 4096  # candidates of a row
 CANDIDATES_BLOCK = 1024  # per step of a pass over them
-PROBES = 8  # passes that may look for a cut
+PROBES = 8  # passes that may look for a cutoff
 NUM_WARPS = 8
 
 
 @triton.jit
 def _key(value):
-    """The integer that stands for a float32 in the order of all floats."""
+    """An integer for each float32, in the same order."""
     bits = value.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
 
@@ -38,13 +38,13 @@ def _float(key):
 
 @triton.jit
 def _weights(logits, best, inverse, threshold):
-    """What each logit counts in the draw: its probability over that of the best, 0 below the threshold."""
+    """The weight of each logit: its probability relative to that of the largest, 0 below the threshold."""
     return tl.where(logits >= threshold, tl.exp((logits - best) * inverse), 0.0)
 
 
 @triton.jit
 def _at_least(logits_ptr, n, best, inverse, threshold, BLOCK: tl.constexpr):
-    """How many of n logits are at least the threshold, and the sum of their weights."""
+    """The number of logits that are at least the threshold, and the sum of their weights."""
     count = tl.zeros((BLOCK,), tl.int32)
     mass = tl.zeros((BLOCK,), tl.float32)
     for begin in tl.range(0, n, BLOCK, num_stages=4):
@@ -56,28 +56,28 @@ def _at_least(logits_ptr, n, best, inverse, threshold, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _compact(candidates_ptr, ids_ptr, logits_ptr, n, cut, BLOCK: tl.constexpr):
-    """Copies the logits that are at least the cut, and their ids, in the order of the ids."""
+def _compact(candidates_ptr, ids_ptr, logits_ptr, n, cutoff, BLOCK: tl.constexpr):
+    """Copies the logits that are at least the cutoff, and their ids, in the order of the ids."""
     count = 0
     for begin in tl.range(0, n, BLOCK, num_stages=4):
         index = begin + tl.arange(0, BLOCK)
         logits = tl.load(logits_ptr + index, mask=index < n, other=float("-inf"))
-        kept = ((logits >= cut) & (index < n)).to(tl.int32)
-        place = count + tl.cumsum(kept, 0) - 1
-        tl.store(candidates_ptr + place, logits, mask=kept > 0)
-        tl.store(ids_ptr + place, index, mask=kept > 0)
-        count += tl.sum(kept, 0)
+        cutoff_mask = ((logits >= cutoff) & (index < n)).to(tl.int32)
+        place = count + tl.cumsum(cutoff_mask, 0) - 1
+        tl.store(candidates_ptr + place, logits, mask=cutoff_mask > 0)
+        tl.store(ids_ptr + place, index, mask=cutoff_mask > 0)
+        count += tl.sum(cutoff_mask, 0)
 
 
 @triton.jit
-def _draw(logits_ptr, n, best, inverse, threshold, uniform, BLOCK: tl.constexpr):
-    """The index of the first logit at which the running sum of the weights exceeds uniform times the whole sum."""
-    whole = 0.0
+def _pick(logits_ptr, n, best, inverse, threshold, uniform, BLOCK: tl.constexpr):
+    """The index of the first logit at which the running sum of the weights exceeds uniform times the total."""
+    total = 0.0
     for begin in range(0, n, BLOCK):
         index = begin + tl.arange(0, BLOCK)
         logits = tl.load(logits_ptr + index, mask=index < n, other=float("-inf"))
-        whole += tl.sum(_weights(logits, best, inverse, threshold), 0)
-    drawn = uniform * whole
+        total += tl.sum(_weights(logits, best, inverse, threshold), 0)
+    target = uniform * total
     found = -1
     before = 0.0
     begin = 0
@@ -87,11 +87,11 @@ def _draw(logits_ptr, n, best, inverse, threshold, uniform, BLOCK: tl.constexpr)
         weights = _weights(logits, best, inverse, threshold)
         after = before + tl.sum(weights, 0)
         begin += BLOCK
-        if (after > drawn) | (begin >= n):
-            # Running sums are rounded one by one: only what has weight is drawn, and something is.
+        if (after > target) | (begin >= n):
+            # Running sums are rounded one by one: pick a token that has weight, the last one if no sum exceeds target.
             last = tl.max(tl.where(weights > 0, index, 0), 0)
-            hit = (weights > 0) & (before + tl.cumsum(weights, 0) > drawn)
-            found = tl.min(tl.where(hit, index, last), 0)
+            pick_mask = (weights > 0) & (before + tl.cumsum(weights, 0) > target)
+            found = tl.min(tl.where(pick_mask, index, last), 0)
         before = after
     return found
 
@@ -100,10 +100,10 @@ def _draw(logits_ptr, n, best, inverse, threshold, uniform, BLOCK: tl.constexpr)
 def _choose(
     logits_ptr, n, best, inverse, threshold, low, filters_k, top_k, filters_p, top_p, mass, uniform, BLOCK: tl.constexpr
 ):
-    """The index that is drawn from n logits, among which are all that the filters keep.
+    """Index of the sampled one of n logits, which include all that the filters keep.
 
-    threshold is min-p's; low is a key that is not above the thresholds of the other filters; mass is the sum of the
-    weights of the whole row, needed for top-p alone.
+    threshold: that of min-p. low: a key that is not above the thresholds of the other filters. mass: sum of the weights
+    of the whole row, needed for top-p without top-k.
     """
     high = _key(best)
     if filters_k:
@@ -115,7 +115,7 @@ def _choose(
                 low = middle
             else:
                 kth = middle - 1
-        # Of tokens that equal the last one only so many count as fill up top_k.
+        # Of the tokens equal to the k-th, only as many count as fill up top_k.
         larger, larger_mass = _at_least(logits_ptr, n, best, inverse, _float(low + 1), BLOCK)
         mass = larger_mass + (top_k - larger).to(tl.float32) * tl.exp((_float(low) - best) * inverse)
         threshold = tl.maximum(threshold, _float(low))
@@ -128,12 +128,12 @@ def _choose(
             else:
                 low = middle + 1
         threshold = tl.maximum(threshold, _float(high))
-    return _draw(logits_ptr, n, best, inverse, threshold, uniform, BLOCK)
+    return _pick(logits_ptr, n, best, inverse, threshold, uniform, BLOCK)
 
 
 @triton.jit
 def _uniform(seed, position):
-    """float32 in [0, 1) with 24 random bits, the same as `qwen3_kernels.philox.uniform` gives; both are int64."""
+    """float32 in [0, 1) with 24 random bits of two int64, equal to `qwen3_kernels.philox.uniform`."""
     low = position.to(tl.uint32)
     word, _, _, _ = tl.philox(seed, low, (position >> 32).to(tl.uint32), low * 0, low * 0)
     return (word >> 8).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
@@ -141,30 +141,26 @@ def _uniform(seed, position):
 
 @triton.jit
 def sample_kernel(
-    tokens_ptr,
-    logits_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    min_p_ptr,
-    seeds_ptr,
-    positions_ptr,
-    candidates_ptr,
-    candidate_ids_ptr,
+    tokens_ptr,  # [S] int64
+    logits_ptr,  # [S, V] float32
+    temperature_ptr,  # [S] float32
+    top_k_ptr,  # [S] int64
+    top_p_ptr,  # [S] float32
+    min_p_ptr,  # [S] float32
+    seeds_ptr,  # [S] int64
+    positions_ptr,  # [S] int64
+    candidates_ptr,  # [S, CAPACITY] float32, workspace
+    candidate_ids_ptr,  # [S, CAPACITY] int32, workspace
     V,
     BLOCK: tl.constexpr,
     CAPACITY: tl.constexpr,
     CANDIDATES_BLOCK: tl.constexpr,
     PROBES: tl.constexpr,
 ):
-    """tokens[s] is the token of row s of the logits, as `sample` says.
-
-    tokens [S] int64, logits [S, V] float32, parameters [S]; candidates [S, CAPACITY] float32 and candidate_ids
-    [S, CAPACITY] int32 are a workspace. Grid: (S,). A program owns one row.
-    """
+    """tokens[s] = the token sampled from row s. Grid: (S,). A program owns one row."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * V
-    # Each lane keeps the first of its best; the lowest of these ids is the first of all.
+    # Each lane keeps the id of its first largest logit; the lowest of these ids is the first of the row.
     lane_best = tl.full((BLOCK,), float("-inf"), tl.float32)
     lane_id = tl.arange(0, BLOCK)
     for begin in tl.range(0, V, BLOCK, num_stages=4):
@@ -189,11 +185,12 @@ def sample_kernel(
     if min_p > 0:
         threshold = best + temperature * tl.log(min_p)
 
-    # The cut lies `reach` temperatures below the best: deep enough for all that is kept, and not deeper than it must.
+    # The cutoff is best - reach * temperature: lowered until it keeps every token that the filters keep, then raised
+    # again while more than CAPACITY remain.
     low = _key(tl.full((), float("-inf"), tl.float32))
     mass = 0.0
     candidates = 0
-    cut = best
+    cutoff = best
     if filters_k | filters_p:
         if not filters_k:
             _, mass = _at_least(logits_ptr, V, best, inverse, float("-inf"), BLOCK)
@@ -202,10 +199,10 @@ def sample_kernel(
         reach = 8.0
         probe = 0
         while probe < PROBES:
-            cut = best - reach * temperature
-            count, reached = _at_least(logits_ptr, V, best, inverse, cut, BLOCK)
+            cutoff = best - reach * temperature
+            count, reached = _at_least(logits_ptr, V, best, inverse, cutoff, BLOCK)
             if (filters_k & (count >= top_k)) | ((not filters_k) & (reached >= top_p * mass)):
-                low = _key(cut)
+                low = _key(cutoff)
                 far = reach
                 if count <= CAPACITY:
                     candidates = count
@@ -219,8 +216,8 @@ def sample_kernel(
     if candidates > 0:
         candidates_ptr += row * CAPACITY
         candidate_ids_ptr += row * CAPACITY
-        _compact(candidates_ptr, candidate_ids_ptr, logits_ptr, V, cut, BLOCK)
-        # What one thread has written others will read.
+        _compact(candidates_ptr, candidate_ids_ptr, logits_ptr, V, cutoff, BLOCK)
+        # Other threads read what one thread has written.
         tl.debug_barrier()
         place = _choose(
             candidates_ptr,
@@ -248,14 +245,7 @@ def sample_kernel(
 def sample(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
-    """One token id per row, a function of its logits, its parameters and (seed, position) alone.
-
-    logits [S, V] contiguous float32; temperature [S], 0 is greedy and takes the first of the best; top_k [S] int64, V
-    keeps all; top_p [S], 1 keeps all; min_p [S], 0 keeps all; seeds [S] int64; positions [S] int64 of the token to be
-    drawn -> [S] int64. Temperature, top-k, top-p (the token that crosses top_p stays), min-p relative to the most
-    likely; tokens of equal logits stay or go together. One uniform of Philox (Salmon et al., 2011) picks from what is
-    kept, in the order of the ids. Nothing waits for the device. Raises ValueError for other layouts or dtypes.
-    """
+    """One token id per row, in one launch that the host does not wait for. Contiguous."""
     require("logits", logits, torch.float32, ("S", "V"))
     rows, vocabulary = logits.shape
     if vocabulary == 0:

@@ -1,4 +1,4 @@
-"""SwiGLU of the dense MLP; the experts have it in the epilogue of their own matmul."""
+"""SwiGLU of the dense MLP. The experts compute it in the epilogue of their own matmul."""
 
 import torch
 import triton
@@ -7,30 +7,31 @@ from torch import Tensor
 
 from .checks import DTYPES, require
 
-BLOCK, NUM_WARPS = 1024, 4  # a 128-bit load of bfloat16 from either half for each thread
+BLOCK, NUM_WARPS = 1024, 4  # each thread: one 128-bit load of bfloat16 from either half
 
 
 @triton.jit
-def swiglu_kernel(out_ptr, gate_up_ptr, I: tl.constexpr, BLOCK: tl.constexpr):
-    """out = silu(gate) * up, silu(x) = x / (1 + exp(-x)) rounded before the product, as PyTorch's is.
+def swiglu_kernel(
+    out_ptr,  # [rows, I]
+    gate_up_ptr,  # [rows, 2 I], the gate first
+    I: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out = round(silu(gate)) * up, silu(x) = x / (1 + exp(-x)).
 
-    out: [rows, I]; gate_up: [rows, 2 I], the gate first. Grid: (rows, ceil(I / BLOCK)); one program owns BLOCK columns
-    of a row.
+    Grid: (rows, ceil(I / BLOCK)). A program owns BLOCK columns of a row.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = column < I
-    gate = tl.load(gate_up_ptr + row * (2 * I) + column, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up_ptr + row * (2 * I) + I + column, mask=mask, other=0.0).to(tl.float32)
+    column_mask = column < I
+    gate = tl.load(gate_up_ptr + row * (2 * I) + column, mask=column_mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * (2 * I) + I + column, mask=column_mask, other=0.0).to(tl.float32)
     silu = (gate * tl.sigmoid(gate)).to(out_ptr.dtype.element_ty).to(tl.float32)
-    tl.store(out_ptr + row * I + column, (silu * up).to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + row * I + column, (silu * up).to(out_ptr.dtype.element_ty), mask=column_mask)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer, 2020). gate_up [T, 2 I], contiguous, float32, float16 or bfloat16 -> [T, I].
-
-    Raises ValueError for other layouts or dtypes.
-    """
+    """silu(gate) * up. Contiguous."""
     require("gate_up", gate_up, DTYPES, ("T", "2 I"))
     if gate_up.shape[1] % 2:
         raise ValueError(f"gate_up must have an even number of columns, got {list(gate_up.shape)}")

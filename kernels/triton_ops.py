@@ -1,15 +1,14 @@
-"""The same ops as `qwen3_kernels.reference`, each a Triton kernel: what `backend("triton")` returns.
+"""The ops as Triton kernels.
 
-Launches at batch-1 decode, one layer of a mixture of experts: add_norm_linear (add, norm and qkv projection),
-qk_norm_rope_cache, decode_attention (two: splits, combine), linear (output projection), add_norm_linear (add, norm and
+Launches of one layer with a mixture of experts at batch-1 decode: add_norm_linear (add, norm, qkv projection),
+qk_norm_rope_cache, decode_attention (two: splits, combine), linear (output projection), add_norm_linear (add, norm,
 router), route, moe_experts (two: gate and up, down and combine).
 """
 
-from .attention_decode import decode_attention
-from .attention_prefill import prefill_attention
+from .attention import decode_attention, prefill_attention
 from .linear import add_norm_linear, linear
-from .moe_experts import moe_experts
-from .moe_route import route
+from .moe import moe_experts
+from .moe.route import route
 from .reference import embedding
 from .rms_norm import add_rms_norm, rms_norm
 from .rope import qk_norm_rope_cache, rope
@@ -30,4 +29,4 @@ __all__ = [
     "route",
     "sample",
     "swiglu",
-]  # fmt: skip
+]

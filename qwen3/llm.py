@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence as Sequenceable
+from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Sequence as Sequenceable
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import triton_ops as ops
-from ..moe_experts import TILES as EXPERT_TILES
+from ..moe.grouped import TILES as EXPERT_TILES
 from ..paged_cache import PagedCache
 from ..weights import Dense
 from .record import Launch, launches_of

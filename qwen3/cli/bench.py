@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from ..config.model import dtype_name
-from ..errors import Qwen3Error
-from ..measure.expert_load import ExpertLoad
-from ..llm import LLM
-from ..measure.roofline import bytes_read, copy_bandwidth
 from ..engine.params import SamplingParams
+from ..errors import Qwen3Error
+from ..llm import LLM
+from ..measure.expert_load import ExpertLoad
+from ..measure.roofline import bytes_read, copy_bandwidth
 from ..measure.stats import Phase
 from .options import add_engine, add_model, engine_options, size_text
 

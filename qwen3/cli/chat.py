@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ..engine.params import SamplingParams
 from ..errors import Qwen3Error
 from ..llm import LLM
-from ..engine.params import SamplingParams
 from .options import (
     PromptOptions,
     add_answering,

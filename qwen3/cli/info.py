@@ -2,10 +2,10 @@
 
 import argparse
 
+from ..config.device import resolve_device, resolve_dtype
 from ..config.engine import EngineConfig
 from ..config.hf import model_config
 from ..config.model import ModelConfig, dtype_name
-from ..config.device import resolve_device, resolve_dtype
 from ..load.hub import resolve
 from ..load.index import weight_bytes
 from ..measure.memory import available_bytes, gigabytes

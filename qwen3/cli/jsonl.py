@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..engine.params import SamplingParams
 from ..errors import Qwen3Error
 from ..llm import LLM
-from ..engine.params import SamplingParams
 from .options import PromptOptions, prompt_ids
 
 _PARAMETERS = {f.name for f in fields(SamplingParams)} - {"logprobs"}

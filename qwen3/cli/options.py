@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from ..config.engine import EngineConfig
 from ..config.model import dtype_name
+from ..engine.params import SamplingParams
 from ..errors import Qwen3Error
-from ..measure.expert_load import check_expert_stats, write_expert_stats
 from ..llm import LLM
-from ..model.footprint import footprint
+from ..measure.expert_load import check_expert_stats, write_expert_stats
 from ..measure.memory import gigabytes, peak_bytes
 from ..measure.roofline import copy_bandwidth, roofline_lines
-from ..engine.params import SamplingParams
+from ..model.footprint import footprint
 
 _SAMPLING = (
     ("--max-new-tokens", int, "tokens to generate at most"),

@@ -106,7 +106,9 @@ class Engine:
             seconds=time.perf_counter() - started,
             routing=output.routing,
         )
-        logprobs = self.runner.sampler.logprobs(output.logits, [item.sequence for item in scheduled.sampling], token_ids)
+        logprobs = self.runner.sampler.logprobs(
+            output.logits, [item.sequence for item in scheduled.sampling], token_ids
+        )
         sampled = self.scheduler.commit(scheduled, token_ids, logprobs)
         for sequence in sampled:
             if len(sequence.token_times) == 1:

@@ -23,9 +23,7 @@ class Handle:
     return at once.
     """
 
-    def __init__(
-        self, sequence: Sequence, stream: TextStream, deliver: Callable[[Delta | Exception], object]
-    ) -> None:
+    def __init__(self, sequence: Sequence, stream: TextStream, deliver: Callable[[Delta | Exception], object]) -> None:
         self.sequence, self.stream, self.deliver = sequence, stream, deliver
         self.finish_reason: str | None = None
         self._text: list[str] = []

@@ -45,9 +45,7 @@ class Sampler:
         """logits float32 [S, V], row i for sequences[i] -> token ids [S] int64, on the device."""
         return self.ops.sample(penalized(logits, sequences), *batch)
 
-    def logprobs(
-        self, logits: Tensor, sequences: list[Sequence], token_ids: list[int]
-    ) -> list[TokenLogprob | None]:
+    def logprobs(self, logits: Tensor, sequences: list[Sequence], token_ids: list[int]) -> list[TokenLogprob | None]:
         """The log-probabilities that each sequence asked for, None for those that asked for none."""
         counts = [sequence.num_logprobs for sequence in sequences]
         return [

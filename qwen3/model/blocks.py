@@ -52,7 +52,14 @@ class Attention(nn.Module):
         ops, eps = self.ops, self.eps
         qkv, residual, _ = ops.add_norm_linear(x, residual, self.norm.weight, eps, self.qkv.weight, self.qkv.bias)
         q = ops.qk_norm_rope_cache(
-            qkv, self.q_norm.weight, self.k_norm.weight, eps, batch.positions, self.rope_table, batch.slot_mapping, cache
+            qkv,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            eps,
+            batch.positions,
+            self.rope_table,
+            batch.slot_mapping,
+            cache,
         )
         if logit_rows is not None:
             rows, block_tables, seq_lens = logit_rows
@@ -106,9 +113,7 @@ class SparseMoE(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Routing]:
         """x, residual [T, H] -> (weighted sum of each token's experts on norm(residual + x), residual + x, routing)."""
         ops, experts = self.ops, self.experts
-        router_logits, residual, x = ops.add_norm_linear(
-            x, residual, self.norm.weight, self.eps, self.router.weight
-        )
+        router_logits, residual, x = ops.add_norm_linear(x, residual, self.norm.weight, self.eps, self.router.weight)
         weights, expert_ids = ops.route(router_logits, self.top_k, self.renormalize)
         out = ops.moe_experts(x, experts.gate_up, experts.down, weights, expert_ids)
         return out, residual, Routing(router_logits, expert_ids)

@@ -86,11 +86,15 @@ class Experts(nn.Module):
     Each device holds some of the I rows of gate and up, and the same columns of down.
     """
 
-    def __init__(self, name: str, num_experts: int, hidden_size: int, intermediate_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, num_experts: int, hidden_size: int, intermediate_size: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.name, self.num_experts, self.intermediate_size = name, num_experts, intermediate_size
         self.cuts: dict[str, Cut] = {"gate_proj": "rows", "up_proj": "rows", "down_proj": "columns"}
-        self.gate_up = hold(self, Dense(empty(num_experts, 2 * intermediate_size, hidden_size, dtype=dtype)), "gate_up_")
+        self.gate_up = hold(
+            self, Dense(empty(num_experts, 2 * intermediate_size, hidden_size, dtype=dtype)), "gate_up_"
+        )
         self.down = hold(self, Dense(empty(num_experts, hidden_size, intermediate_size, dtype=dtype)), "down_")
 
     def published(self) -> dict[str, Tensor]:
@@ -108,7 +112,10 @@ class Experts(nn.Module):
         experts = range(self.num_experts)
         both = [f"{self.name}.{e}.{part}_proj.weight" for e in experts for part in ("gate", "up")]
         downs = [f"{self.name}.{e}.down_proj.weight" for e in experts]
-        return {f"{self.name}.gate_up_proj": (self.gate_up.data, both), f"{self.name}.down_proj": (self.down.data, downs)}
+        return {
+            f"{self.name}.gate_up_proj": (self.gate_up.data, both),
+            f"{self.name}.down_proj": (self.down.data, downs),
+        }
 
 
 WeightModule = Linear | Embedding | Norm | Experts

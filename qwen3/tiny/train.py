@@ -17,11 +17,13 @@ from torch import Tensor
 
 from qwen3_kernels.backend import backend
 
-from ..checkpoint import load_weights, published_tensors
 from ..config.hf import from_hf
-from ..kv_cache import KVCache
-from ..model import Qwen3
-from ..step import Step
+from ..load.loader import load_weights
+from ..model.blocks import Routing
+from ..model.footprint import footprint
+from ..model.forward_batch import ForwardBatch
+from ..model.kv_cache import KVCache
+from ..model.qwen3 import Qwen3
 from . import corpus
 
 CONFIG = {
@@ -107,7 +109,7 @@ def main() -> None:
             results = {"held_out_loss": loss, "perplexity": math.exp(loss), "bigram_loss": bigram}
             results |= {"trained_tokens": tokens, "held_out_tokens": len(held_out), "training_tokens": len(training)}
             results |= {"runs": earlier.get("runs", 0) + 1}
-            results |= {"parameters": config.parameters()[0], "active_parameters": config.parameters()[1]}
+            results |= {"parameters": footprint(model).parameters, "active_parameters": footprint(model).active}
             (args.output / "training.json").write_text(json.dumps(results, indent=2) + "\n")
             (args.output / "README.md").write_text(card(results))
 
@@ -120,7 +122,7 @@ def initialise(model: Qwen3) -> None:
         if parameter.dim() == 1:
             torch.nn.init.ones_(parameter)
         else:
-            residual = name.endswith(("o_weight", "down_weight"))
+            residual = name.endswith(("attention.o.data", "mlp.down.data", "experts.down_data"))
             torch.nn.init.normal_(parameter, std=0.02 * (depth if residual else 1.0))
 
 
@@ -138,23 +140,22 @@ def schedule(step: int, steps: int, warmup: int = 100) -> float:
     return 0.05 + 0.475 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def forward(model: Qwen3, tokens: Tensor, routing: list | None = None) -> Tensor:
-    """Logits of every token. tokens [B, L] -> float32 [B * L, V]; each window is one sequence in one page."""
-    batch, length = tokens.shape
+def forward(model: Qwen3, tokens: Tensor, keep_routing: bool = False) -> tuple[Tensor, list[Routing]]:
+    """Logits of every token and the routing. tokens [B, L] -> float32 [B * L, V]; a window is a sequence in one block."""
+    batch_size, length = tokens.shape
     device = tokens.device
-    cache = KVCache(model.config, batch, length, model.embed_tokens.dtype, device)
-    step = Step(
+    cache = KVCache(model.config, batch_size, length, model.dtype, device)
+    batch = ForwardBatch(
         token_ids=tokens.flatten(),
-        positions=torch.arange(length, device=device).repeat(batch),
-        slot_mapping=torch.arange(batch * length, device=device),
+        positions=torch.arange(length, device=device).repeat(batch_size),
+        slot_mapping=torch.arange(batch_size * length, device=device),
         num_decodes=0,
-        block_tables=torch.arange(batch, device=device)[:, None],
-        context_lengths=torch.full((batch,), length, device=device),
-        query_starts=torch.arange(batch + 1, device=device) * length,
-        last_rows=torch.arange(1, batch + 1, device=device) * length - 1,
-        routing=routing,
+        block_tables=torch.arange(batch_size, device=device)[:, None],
+        seq_lens=torch.full((batch_size,), length, device=device),
+        query_start_loc=torch.arange(batch_size + 1, device=device) * length,
     )
-    return model.logits(model(step, cache))
+    states, routing = model(batch, cache, keep_routing)
+    return model.logits(states), routing
 
 
 def losses(model: Qwen3, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,8 +164,7 @@ def losses(model: Qwen3, windows: Tensor) -> tuple[Tensor, Tensor]:
     The second is E * sum over experts of (share of choices) * (mean probability), mean over layers
     (Switch Transformers, Fedus et al., 2021): 1 when every expert gets the same load.
     """
-    routing: list[tuple[Tensor, Tensor]] = []
-    logits = forward(model, windows[:, :-1], routing)
+    logits, routing = forward(model, windows[:, :-1], keep_routing=True)
     balance = []
     for router_logits, expert_ids in routing:
         experts = router_logits.shape[1]
@@ -181,7 +181,7 @@ def held_out_loss(model: Qwen3, tokens: Tensor, window: int) -> float:
     device = model.norm.device
     total = 0.0
     for x, y in zip(inputs.split(8), targets.split(8)):
-        logits = forward(model, x.to(device))
+        logits, _ = forward(model, x.to(device))
         total += F.cross_entropy(logits, y.flatten().to(device), reduction="sum").item()
     return total / (count * window)
 
@@ -189,7 +189,7 @@ def held_out_loss(model: Qwen3, tokens: Tensor, window: int) -> float:
 def save(model: Qwen3, tokenizer: Tokenizer, folder: Path) -> None:
     """The model under Hugging Face's names in bfloat16; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().to(torch.bfloat16).cpu().contiguous() for name, t in published_tensors(model).items()}
+    tensors = {name: t.detach().to(torch.bfloat16).cpu().contiguous() for name, t in model.published().items()}
     temporary = folder / "model.safetensors.part"
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(folder / "model.safetensors")

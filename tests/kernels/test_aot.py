@@ -13,10 +13,10 @@ import triton
 from qwen3_kernels.aot import table
 from qwen3_kernels.aot.compile import Report, occupancy
 from qwen3_kernels.aot.table import ARCHITECTURES, check
-from qwen3_kernels.attention_decode import TILES as DECODE_TILES
-from qwen3_kernels.attention_prefill import TILES as PREFILL_TILES
-from qwen3_kernels.linear import MATRIX_TILES
-from qwen3_kernels.moe_experts import TILES as EXPERT_TILES
+from qwen3_kernels.attention.decode import TILES as DECODE_TILES
+from qwen3_kernels.attention.prefill import TILES as PREFILL_TILES
+from qwen3_kernels.linear.matrix import TILES as MATRIX_TILES
+from qwen3_kernels.moe.grouped import TILES as EXPERT_TILES
 
 # As here: what was set for the interpreter must not disturb the compiler.
 INTERPRETED = os.environ | {"TRITON_INTERPRET": "1"}

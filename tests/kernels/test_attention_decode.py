@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_kernels import attention_decode, reference
-from qwen3_kernels.attention import BLOCK_SIZES
-from qwen3_kernels.attention_decode import MAX_SPLITS, MIN_SPLIT, TILES, decode_attention
+from qwen3_kernels import reference
+from qwen3_kernels.attention import decode
+from qwen3_kernels.attention.decode import MAX_SPLITS, MIN_SPLIT, TILES, decode_attention
+from qwen3_kernels.attention.tile import BLOCK_SIZES
 from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
@@ -18,7 +19,7 @@ from .attention_case import DEVICE, AttentionCase, attention_case
 
 
 def run(case: AttentionCase) -> torch.Tensor:
-    with poisoned_outputs(attention_decode):
+    with poisoned_outputs(decode):
         return decode_attention(*case.decode_arguments())
 
 

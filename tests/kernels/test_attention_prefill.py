@@ -10,9 +10,10 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_kernels import attention_decode, attention_prefill, reference
-from qwen3_kernels.attention import BLOCK_SIZES
-from qwen3_kernels.attention_prefill import TILES, prefill_attention, sequence_of
+from qwen3_kernels import reference
+from qwen3_kernels.attention import decode, prefill
+from qwen3_kernels.attention.prefill import TILES, prefill_attention, sequence_of
+from qwen3_kernels.attention.tile import BLOCK_SIZES
 from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
@@ -20,7 +21,7 @@ from .attention_case import DEVICE, AttentionCase, attention_case
 
 
 def run(case: AttentionCase) -> torch.Tensor:
-    with poisoned_outputs(attention_prefill):
+    with poisoned_outputs(prefill):
         return prefill_attention(*case.prefill_arguments())
 
 
@@ -105,8 +106,8 @@ def test_batch_and_chunks_do_not_change_a_bit(dtype):
 def test_last_row_is_what_decode_computes(dtype):
     queries = [60, 2, 1]
     case = attention_case([150, 64, 1], queries, kv_heads=1, dtype=dtype)
-    with poisoned_outputs(attention_decode):
-        decoded = attention_decode.decode_attention(case.q[case.query_start_loc[1:] - 1], *case.decode_arguments()[1:])
+    with poisoned_outputs(decode):
+        decoded = decode.decode_attention(case.q[case.query_start_loc[1:] - 1], *case.decode_arguments()[1:])
     prefilled = run(case)[case.query_start_loc[1:] - 1]
     # Sums in another order, then one rounding more where the weights are rounded against another maximum.
     torch.testing.assert_close(decoded, prefilled, rtol=0, atol=4 * torch.finfo(dtype).eps)

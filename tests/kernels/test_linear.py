@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_kernels import linear as module
+from qwen3_kernels import linear as package
 from qwen3_kernels import reference, rms_norm
 from qwen3_kernels.checks import DTYPES
-from qwen3_kernels.linear import MATRIX_TILES, MAX_TOKENS, VECTOR_TILES, add_norm_linear, linear
+from qwen3_kernels.linear import MAX_TOKENS, add_norm_linear, dense, linear, matrix, vector
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
@@ -59,7 +59,7 @@ def magnitude(dtype: torch.dtype, x: torch.Tensor, weight: Dense, bias: torch.Te
 def check_linear(*shape: int, dtype: torch.dtype, bias: bool = True, seed: int = 0) -> None:
     inputs = Inputs(*shape, dtype, seed)
     exact = reference.linear(*inputs.linear(bias, wide=True))
-    with poisoned_outputs(module):
+    with poisoned_outputs(dense):
         out = linear(*inputs.linear(bias))
     assert_contract(
         out, exact, reference.linear(*inputs.linear(bias)), magnitude(dtype, *inputs.linear(bias, wide=True))
@@ -73,7 +73,7 @@ def check_fused(*shape: int, dtype: torch.dtype, residual: bool = True, bias: bo
     _, _, norm_weight, eps, *projection = inputs.add_norm_linear(residual, bias, wide=True)
     exact, _, exact_normed = reference.add_norm_linear(own_total.double(), None, norm_weight, eps, *projection)
     before = {name: t.clone() for name, t in inputs.tensors.items()}
-    with poisoned_outputs(module, rms_norm):
+    with poisoned_outputs(package, dense, rms_norm):
         out, total, normed = add_norm_linear(*inputs.add_norm_linear(residual, bias))
     assert_contract(out, exact, own, magnitude(dtype, exact_normed, *projection))
     assert_contract(normed, exact_normed, own_normed)
@@ -123,19 +123,19 @@ def test_sizes(outputs: int, hidden: int, tokens: int, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tile", VECTOR_TILES)
+@pytest.mark.parametrize("tile", vector.TILES)
 @pytest.mark.parametrize("more", [-1, 0, 1])  # outputs around what one program owns, and two tiles around what two do
 def test_every_vector_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "VECTOR_TILES", (tile._replace(limit=float("inf")),))
+    monkeypatch.setattr(vector, "TILES", (tile._replace(limit=float("inf")),))
     check_linear(1, 16 * tile.steps + more, 24, dtype=dtype)
     check_fused(1, max(1, 2 * tile.elements * tile.steps // 2048 + more), 2000, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("tile", MATRIX_TILES)
+@pytest.mark.parametrize("tile", matrix.TILES)
 @pytest.mark.parametrize("more", [-1, 0, 1])  # outputs around what one program owns, columns around two steps
 def test_every_matrix_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MATRIX_TILES", (tile._replace(limit=float("inf")),))
+    monkeypatch.setattr(matrix, "TILES", (tile._replace(limit=float("inf")),))
     hidden = 2 * tile.row_bytes // dtype.itemsize + 8 * more
     check_linear(4, tile.block_n + more, hidden, dtype=dtype)
     check_fused(4, tile.block_n + more, hidden, dtype=dtype)
@@ -162,7 +162,7 @@ def test_a_row_that_is_longer_than_a_program_can_hold(
     tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever would take the vector kernel then takes the other one, which walks the columns."""
-    monkeypatch.setattr(module, "MAX_VECTOR", 64)
+    monkeypatch.setattr(vector, "MAX_COLUMNS", 64)
     check_linear(tokens, 20, 72, dtype=dtype)
     check_fused(tokens, 20, 72, dtype=dtype)
 
@@ -170,7 +170,7 @@ def test_a_row_that_is_longer_than_a_program_can_hold(
 @pytest.mark.parametrize("tokens", [2, 8])
 def test_many_outputs_of_several_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The norm is then a launch of its own, which writes the sum over the residual."""
-    monkeypatch.setattr(module, "MAX_FUSED_OUTPUTS", 10)
+    monkeypatch.setattr(package, "MAX_FUSED_OUTPUTS", 10)
     check_fused(tokens, 20, 72, dtype=torch.bfloat16)
 
 
@@ -188,8 +188,8 @@ class Launches:
 @pytest.mark.parametrize("tokens", [1, 2, 8])
 def test_one_launch(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = [
-        (module, "linear_vector_kernel"),
-        (module, "linear_matrix_kernel"),
+        (vector, "linear_vector_kernel"),
+        (matrix, "linear_matrix_kernel"),
         (rms_norm, "rms_norm_kernel"),
         (rms_norm, "add_rms_norm_kernel"),
     ]

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qwen3_kernels import moe_experts as grouped
-from qwen3_kernels import moe_route, moe_small, reference
+from qwen3_kernels import moe, reference
 from qwen3_kernels.checks import DTYPES
-from qwen3_kernels.moe_experts import TILES, Tile, tile_for
+from qwen3_kernels.moe import grouped, moe_experts, small, sort
+from qwen3_kernels.moe.grouped import TILES, Tile, tile_for
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
     weights: Tensor
     expert_ids: Tensor
 
-    def run(self, op: Callable[..., Tensor] = grouped.moe_experts, dtype: torch.dtype | None = None) -> Tensor:
+    def run(self, op: Callable[..., Tensor] = moe_experts, dtype: torch.dtype | None = None) -> Tensor:
         """The op on these values, in another dtype if one is given."""
         x, gate_up, down, weights = (t if dtype is None else t.to(dtype) for t in self[:4])
         return op(x, Dense(gate_up), Dense(down), weights, self.expert_ids)
@@ -56,7 +56,7 @@ def inputs(
 
 def check(args: Inputs) -> Tensor:
     before = [t.clone() for t in args]
-    with poisoned_outputs(moe_route, moe_small, grouped):
+    with poisoned_outputs(moe, sort, small, grouped):
         out = args.run()
     assert all(torch.equal(t, b) for t, b in zip(args, before))
     assert_contract(out, args.run(reference.moe_experts, torch.float64), args.run(reference.moe_experts))
@@ -172,7 +172,7 @@ def test_launches(tokens: int, launches: int, monkeypatch: pytest.MonkeyPatch) -
             launched.append(grid)
             return self.kernel[grid]
 
-    for module in (moe_route, moe_small, grouped):
+    for module in (sort, small, grouped):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Counted(getattr(module, name)))
     inputs(tokens, top_k=1, hidden=32, intermediate=16).run()

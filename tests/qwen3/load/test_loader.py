@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen3 import Qwen3Error
-from qwen3.load.loader import load_weights
 from qwen3.config.hf import model_config
 from qwen3.load.index import weight_bytes
+from qwen3.load.loader import load_weights
 from qwen3.model.qwen3 import Qwen3
 from qwen3_kernels.backend import backend
 

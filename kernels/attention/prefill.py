@@ -1,4 +1,4 @@
-"""Prefill attention: the query tokens of many sequences in one launch, causal, over pages."""
+"""Prefill attention: causal, the query tokens of many sequences in one launch (FlashAttention-2)."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import LOG2E, attend_tile, check_attention
-from .checks import ID_DTYPES, require
-from .paged_cache import PagedCache
-
-__all__ = ["prefill_attention"]
+from ..checks import ID_DTYPES, require
+from ..paged_cache import PagedCache
+from .tile import LOG2E, attend_tile, check_attention
 
 
 class Tile(NamedTuple):
-    """The rows that one program owns and how it walks over their context."""
+    """The rows that one program owns, and how it walks over their context."""
 
     block_m: int  # block_m // group query tokens, each with its whole group of heads
     block_n: int  # context tokens a step
@@ -29,10 +27,10 @@ TILES = {2: Tile(128, 64, 8, 3), 4: Tile(32, 16, 4, 2)}
 
 @triton.jit
 def sequence_of(tile, query_start_loc_ptr, sequences, TOKENS: tl.constexpr):
-    """The sequence that owns a tile, where the tiles of sequence s begin at query_start_loc[s] // TOKENS + s.
+    """The sequence that owns a tile: the tiles of sequence s begin at query_start_loc[s] // TOKENS + s.
 
-    That leaves each sequence as many tiles as it needs, or one more, and rises with every s. So the owner is the last
-    sequence that begins at `tile` or before: a count finds it, without a chain of dependent loads.
+    That gives each sequence as many tiles as it needs or one more, and rises with s. The owner is the last sequence
+    that begins at `tile` or before. Counting finds it without a chain of dependent loads.
     """
     BLOCK: tl.constexpr = 256
     begun = 0
@@ -48,13 +46,13 @@ def sequence_of(tile, query_start_loc_ptr, sequences, TOKENS: tl.constexpr):
     do_not_specialize_on_alignment=["block_tables_ptr", "query_start_loc_ptr", "seq_lens_ptr"],
 )
 def prefill_kernel(
-    out_ptr,
-    q_ptr,
-    key_cache_ptr,
-    value_cache_ptr,
-    block_tables_ptr,
-    query_start_loc_ptr,
-    seq_lens_ptr,
+    out_ptr,  # [T, HEADS, D]
+    q_ptr,  # [T, HEADS, D]
+    keys_ptr,  # [num_blocks, KV_HEADS, BLOCK_SIZE, D]
+    values_ptr,  # [num_blocks, KV_HEADS, BLOCK_SIZE, D]
+    block_tables_ptr,  # [S, max_blocks], rows table_stride apart
+    query_start_loc_ptr,  # [S + 1]
+    seq_lens_ptr,  # [S]
     scale_log2,
     table_stride,
     sequences,
@@ -68,13 +66,10 @@ def prefill_kernel(
 ):
     """out = softmax(q Kᵀ scale) V, where a query sees the tokens of its sequence up to its own.
 
-    out, q [T, HEADS, D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]; block_tables [S, max_blocks] with rows
-    table_stride apart; query_start_loc [S + 1]; seq_lens [S].
-
-    Grid: (tiles * KV_HEADS,), tiles = T // TOKENS + S, never less than the sequences need. One program owns TOKENS
-    query tokens of one sequence with all query heads of one key/value head, token by token, as rows of one tile. A tile
-    of one head's queries would have the same height and be TOKENS * GROUP tokens long: more of it above the diagonal,
-    more of it empty at the end of a sequence, and K and V of a short chunk read once per head and not once per group.
+    Grid: (tiles * KV_HEADS,), tiles = T // TOKENS + S, never fewer than the sequences need. A program owns TOKENS query
+    tokens of one sequence with all query heads of one key/value head, token by token, as rows of one tile. A tile of a
+    single head's queries would have the same height and span TOKENS * GROUP tokens: more of it above the diagonal, more
+    of it empty at the end of a sequence, and K and V of a short chunk read once per head instead of once per group.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     TOKENS: tl.constexpr = BLOCK_M // GROUP
@@ -93,26 +88,26 @@ def prefill_kernel(
     query = first + row // GROUP
     position = length - queries + query
     column = tl.arange(0, BLOCK_D)
-    kept = ((row < TOKENS * GROUP) & (query < queries))[:, None] & (column < D)[None, :]
+    q_mask = ((row < TOKENS * GROUP) & (query < queries))[:, None] & (column < D)[None, :]
     q_row = (query_start + query).to(tl.int64) * HEADS + head * GROUP + row % GROUP
     offsets = q_row[:, None] * D + column[None, :]
-    q = tl.load(q_ptr + offsets, mask=kept, other=0.0)
+    q = tl.load(q_ptr + offsets, mask=q_mask, other=0.0)
 
-    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    l = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     block_table_ptr = block_tables_ptr + sequence.to(tl.int64) * table_stride
     stop = length - queries + tl.minimum(first + TOKENS, queries)
-    # All queries of the tile see what its first one sees: up to there no mask.
+    # All queries of the tile see the tokens that its first one sees: no mask up to there.
     whole = (length - queries + first + 1) // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
-        top, total, acc = attend_tile(
+        m, l, acc = attend_tile(
             q,
-            top,
-            total,
+            m,
+            l,
             acc,
-            key_cache_ptr,
-            value_cache_ptr,
+            keys_ptr,
+            values_ptr,
             block_table_ptr,
             start,
             stop,
@@ -127,13 +122,13 @@ def prefill_kernel(
             False,
         )
     for start in range(whole, stop, BLOCK_N):
-        top, total, acc = attend_tile(
+        m, l, acc = attend_tile(
             q,
-            top,
-            total,
+            m,
+            l,
             acc,
-            key_cache_ptr,
-            value_cache_ptr,
+            keys_ptr,
+            values_ptr,
             block_table_ptr,
             start,
             stop,
@@ -147,7 +142,7 @@ def prefill_kernel(
             BLOCK_D,
             True,
         )
-    tl.store(out_ptr + offsets, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=kept)
+    tl.store(out_ptr + offsets, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
 
 
 def prefill_attention(
@@ -158,14 +153,10 @@ def prefill_attention(
     seq_lens: Tensor,
     scale: float,
 ) -> Tensor:
-    """Causal grouped-query attention of several query tokens per sequence over its pages, in one launch.
+    """Causal attention of several query tokens per sequence, in one launch (FlashAttention-2, Dao, 2023).
 
-    FlashAttention-2 (Dao, 2023) over the pages of PagedAttention (Kwon et al., 2023). q [T, Hq, D] and caches
-    [num_blocks, Hkv, block_size, D], contiguous and of one dtype: float32, float16 or bfloat16; D up to 128,
-    Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. query_start_loc [S + 1], seq_lens [S] and block_tables
-    [S, max_blocks], int32 or int64. query_start_loc runs from 0 to T: those of sequence s are rows query_start_loc[s]
-    to query_start_loc[s + 1] and the last of its seq_lens[s] tokens. -> [T, Hq, D], no bit of which depends on
-    what else is in the batch or on how a sequence was cut into chunks. Raises ValueError for other layouts or dtypes.
+    All floats of one dtype and contiguous; D up to 128, Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. Ids are
+    int32 or int64. No bit depends on the rest of the batch or on how a sequence is cut into chunks.
     """
     check_attention(q, cache, block_tables, seq_lens, scale)
     sequences = block_tables.shape[0]
@@ -194,7 +185,7 @@ def prefill_attention(
         block_size,
         tile.block_m,
         tile.block_n,
-        max(16, triton.next_power_of_2(head_dim)),  # the least that a dot takes
+        max(16, triton.next_power_of_2(head_dim)),  # a dot takes no fewer than 16
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

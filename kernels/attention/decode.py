@@ -1,4 +1,4 @@
-"""Decode attention: one query token per sequence against its pages, split over the context (Flash-Decoding)."""
+"""Decode attention: one query token per sequence, the context split over programs as in Flash-Decoding."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import LOG2E, MAX_GROUP, attend_tile, check_attention
-from .paged_cache import PagedCache
+from ..paged_cache import PagedCache
+from .tile import LOG2E, MAX_GROUP, attend_tile, check_attention
 
-__all__ = ["decode_attention"]
-
-# A context is cut into at most MAX_SPLITS splits of at least MIN_SPLIT tokens, and a sequence's own length alone
-# decides how: no result depends on the batch or on the width of the block tables. With 4 key/value heads, 32 splits of
-# one sequence occupy 128 of an H100's 132 multiprocessors; 128 tokens keep what a split writes (8 query heads, float32)
-# below a fifteenth of the keys and values it reads (bfloat16).
+# A context is cut into at most MAX_SPLITS splits of at least MIN_SPLIT tokens. Only the sequence's own length decides
+# how, so no result depends on the batch or on the width of the block tables. With 4 key/value heads, 32 splits of one
+# sequence occupy 128 of an H100's 132 multiprocessors. With 128 tokens a split writes (8 query heads, float32) less
+# than a fifteenth of the keys and values that it reads (bfloat16).
 MAX_SPLITS = 32
 MIN_SPLIT = 128
 
@@ -28,8 +26,8 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# By bytes per element. Five stages are what it takes to hold two tiles each of K and V: the pipeline spends the rest on
-# page ids. Three such programs fit on a multiprocessor of an H100.
+# By bytes per element. The pipeline needs five stages to hold two tiles each of K and V: it spends the others on block
+# ids. Three such programs fit on a multiprocessor of an H100.
 TILES = {2: Tile(64, 4, 5), 4: Tile(32, 4, 3)}
 
 
@@ -41,13 +39,13 @@ def split_size(length, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_
 
 @triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables_ptr", "seq_lens_ptr"])
 def decode_split_kernel(
-    values_ptr,
-    stats_ptr,
-    q_ptr,
-    key_cache_ptr,
-    value_cache_ptr,
-    block_tables_ptr,
-    seq_lens_ptr,
+    partials_ptr,  # [S, HEADS, splits, D] float32, acc of each split
+    stats_ptr,  # [S, HEADS, splits, 2] float32, m and l of each split
+    q_ptr,  # [S, HEADS, D]
+    keys_ptr,  # [num_blocks, KV_HEADS, BLOCK_SIZE, D]
+    values_ptr,  # [num_blocks, KV_HEADS, BLOCK_SIZE, D]
+    block_tables_ptr,  # [S, max_blocks], rows table_stride apart
+    seq_lens_ptr,  # [S]
     scale_log2,
     table_stride,
     HEADS: tl.constexpr,
@@ -60,14 +58,10 @@ def decode_split_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One split of softmax(q Kᵀ scale) V: the weighted sum of its values, its highest score and its sum of weights.
+    """m, l and acc of softmax(q Kᵀ scale) V over one split of a context.
 
-    q [S, HEADS, D]; caches [num_blocks, KV_HEADS, BLOCK_SIZE, D]; block_tables [S, max_blocks] with rows table_stride
-    apart; seq_lens [S]. Written: values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2], float32: top in
-    units of log2, then the sum of exp2(score - top).
-
-    Grid: (splits, KV_HEADS, S). One program owns one split of one sequence for all query heads of one key/value head,
-    which are the first rows of its tile: K and V are read once. Programs beyond the context return at once.
+    Grid: (splits, KV_HEADS, S). A program owns one split of one sequence for all query heads of one key/value head,
+    which are the first rows of its tile, so K and V are read once. Programs beyond the context return at once.
     """
     split, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     splits = tl.num_programs(0)
@@ -81,22 +75,22 @@ def decode_split_kernel(
     GROUP: tl.constexpr = HEADS // KV_HEADS
     member = tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_D)
-    kept = (member < GROUP)[:, None] & (column < D)[None, :]
+    q_mask = (member < GROUP)[:, None] & (column < D)[None, :]
     first_head = sequence * HEADS + head * GROUP
-    q = tl.load(q_ptr + first_head * D + member[:, None] * D + column[None, :], mask=kept, other=0.0)
+    q = tl.load(q_ptr + first_head * D + member[:, None] * D + column[None, :], mask=q_mask, other=0.0)
 
-    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    l = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     block_table_ptr = block_tables_ptr + sequence * table_stride
     for start in range(first, stop, BLOCK_N):
-        top, total, acc = attend_tile(
+        m, l, acc = attend_tile(
             q,
-            top,
-            total,
+            m,
+            l,
             acc,
-            key_cache_ptr,
-            value_cache_ptr,
+            keys_ptr,
+            values_ptr,
             block_table_ptr,
             start,
             stop,
@@ -113,17 +107,17 @@ def decode_split_kernel(
 
     row = member * splits
     first_row = first_head * splits + split
-    tl.store(values_ptr + first_row * D + row[:, None] * D + column[None, :], acc, mask=kept)
-    tl.store(stats_ptr + first_row * 2 + row * 2, top, mask=member < GROUP)
-    tl.store(stats_ptr + first_row * 2 + row * 2 + 1, total, mask=member < GROUP)
+    tl.store(partials_ptr + first_row * D + row[:, None] * D + column[None, :], acc, mask=q_mask)
+    tl.store(stats_ptr + first_row * 2 + row * 2, m, mask=member < GROUP)
+    tl.store(stats_ptr + first_row * 2 + row * 2 + 1, l, mask=member < GROUP)
 
 
 @triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["seq_lens_ptr"])
 def decode_combine_kernel(
-    out_ptr,
-    values_ptr,
-    stats_ptr,
-    seq_lens_ptr,
+    out_ptr,  # [S, HEADS, D]
+    partials_ptr,  # [S, HEADS, splits, D] float32
+    stats_ptr,  # [S, HEADS, splits, 2] float32
+    seq_lens_ptr,  # [S]
     splits,
     D: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
@@ -131,13 +125,10 @@ def decode_combine_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out = sum_i w_i values_i / sum_i w_i total_i over the splits i of a context, w_i = exp2(top_i - the highest top).
+    """out = sum_i w_i acc_i / sum_i w_i l_i over the splits i of a context, w_i = exp2(m_i - max m); 0 for length 0.
 
-    values [S, HEADS, splits, D] and stats [S, HEADS, splits, 2] as decode_split_kernel writes them; seq_lens
-    [S]. Written: out [S, HEADS, D], zeros for a context of length 0. The sums always run over MAX_SPLITS lanes, so
-    that their order does not depend on `splits`.
-
-    Grid: (HEADS, S). One program owns one query head of one sequence.
+    The sums always run over MAX_SPLITS lanes, so their order does not depend on `splits`.
+    Grid: (HEADS, S). A program owns one query head of one sequence.
     """
     sequence = tl.program_id(1).to(tl.int64)
     head = sequence * tl.num_programs(0) + tl.program_id(0)
@@ -149,25 +140,22 @@ def decode_combine_kernel(
         return
 
     split = tl.arange(0, MAX_SPLITS)
-    written = split < used
+    split_mask = split < used
     row = head * splits + split
-    top = tl.load(stats_ptr + row * 2, mask=written, other=float("-inf"))
-    total = tl.load(stats_ptr + row * 2 + 1, mask=written, other=0.0)
-    kept = written[:, None] & (column < D)[None, :]
-    values = tl.load(values_ptr + row[:, None] * D + column[None, :], mask=kept, other=0.0)
-    weight = tl.exp2(top - tl.max(top, 0))
-    out = tl.sum(weight[:, None] * values, 0) / tl.sum(weight * total, 0)
+    m = tl.load(stats_ptr + row * 2, mask=split_mask, other=float("-inf"))
+    l = tl.load(stats_ptr + row * 2 + 1, mask=split_mask, other=0.0)
+    acc_mask = split_mask[:, None] & (column < D)[None, :]
+    acc = tl.load(partials_ptr + row[:, None] * D + column[None, :], mask=acc_mask, other=0.0)
+    weight = tl.exp2(m - tl.max(m, 0))
+    out = tl.sum(weight[:, None] * acc, 0) / tl.sum(weight * l, 0)
     tl.store(out_ptr + head * D + column, out.to(out_ptr.dtype.element_ty), mask=column < D)
 
 
 def decode_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_lens: Tensor, scale: float) -> Tensor:
-    """Grouped-query attention of one query token per sequence over its pages, in two launches.
+    """Attention of one query token per sequence, in two launches (Flash-Decoding, Dao et al., 2023).
 
-    PagedAttention (Kwon et al., 2023) with the context split as in Flash-Decoding (Dao et al., 2023). q [S, Hq, D] and
-    caches [num_blocks, Hkv, block_size, D], contiguous and of one dtype: float32, float16 or bfloat16; D up to 128,
-    Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. block_tables [S, max_blocks] and seq_lens [S], int32 or
-    int64; a length counts the query token and is at most max_blocks * block_size; length 0 gives zeros. -> [S, Hq, D].
-    Raises ValueError for other layouts or dtypes.
+    All floats of one dtype and contiguous; D up to 128, Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. Ids are
+    int32 or int64. A length is at most max_blocks * block_size.
     """
     check_attention(q, cache, block_tables, seq_lens, scale)
     sequences, heads, head_dim = q.shape
@@ -179,11 +167,11 @@ def decode_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_len
     _, kv_heads, block_size, _ = cache.keys.shape
     tile = TILES[q.element_size()]
     splits = min(MAX_SPLITS, max(1, triton.cdiv(block_tables.shape[1] * block_size, MIN_SPLIT)))
-    block_d = max(16, triton.next_power_of_2(head_dim))  # the least that a dot takes
-    values = torch.empty((sequences, heads, splits, head_dim), dtype=torch.float32, device=q.device)
+    block_d = max(16, triton.next_power_of_2(head_dim))  # a dot takes no fewer than 16
+    partials = torch.empty((sequences, heads, splits, head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((sequences, heads, splits, 2), dtype=torch.float32, device=q.device)
     decode_split_kernel[splits, kv_heads, sequences](
-        values,
+        partials,
         stats,
         q,
         cache.keys,
@@ -205,6 +193,6 @@ def decode_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_len
         num_stages=tile.num_stages,
     )
     decode_combine_kernel[heads, sequences](
-        out, values, stats, seq_lens, splits, head_dim, MIN_SPLIT, MAX_SPLITS, tile.block_n, block_d, num_warps=4
+        out, partials, stats, seq_lens, splits, head_dim, MIN_SPLIT, MAX_SPLITS, tile.block_n, block_d, num_warps=4
     )
     return out
