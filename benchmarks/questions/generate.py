@@ -64,7 +64,7 @@ ATTENTION = ("sdpa", "eager")
 EXPERTS = {"decode": ("grouped_mm", "batched_mm", "eager"), "prefill": ("grouped_mm", "eager")}
 # Tokens that the gate looks at, and of each the log-probabilities of the most likely ones.
 GATE_TOKENS, GATE_TOP = 8, 20
-# Sequences at least in bfloat16, where rounding sends some tokens to other experts, on either side: by chance, the error
+# Sequences at least in bfloat16, where rounding sends tokens to other experts, on either side: by chance, the error
 # of the first token of one sequence is up to 2.1 times that of transformers, of eight tokens of eight 0.9 to 1.2 times.
 GATE_SEQUENCES = 8
 # Decode steps that show which implementation is the fastest.
