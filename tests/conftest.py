@@ -9,7 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import hypothesis
 import torch
 
-# How far two roundings drift apart is chance: the same examples in every run. HYPOTHESIS_PROFILE=default makes new ones.
+# How far two roundings drift apart is chance: same examples in every run, HYPOTHESIS_PROFILE=default makes new ones.
 hypothesis.settings.register_profile("reproducible", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 

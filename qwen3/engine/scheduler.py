@@ -123,7 +123,8 @@ class Scheduler:
             self.pool.allocate(sequence, sequence.num_computed + count)
             work.append(self._take(sequence, count))
             left -= count
-        return Scheduled(tuple(sorted(work, key=lambda item: not item.is_decode)))
+        prefills = [item for item in work if not item.is_decode]
+        return Scheduled((*(item for item in work if item.is_decode), *prefills) if prefills else tuple(work))
 
     def predict(self, scheduled: Scheduled) -> Scheduled | None:
         """The step in which every sequence of `scheduled` decodes the token being sampled, with blocks allocated.
@@ -144,7 +145,8 @@ class Scheduler:
         """
         sampled = [item.sequence for item in scheduled.sampling]
         for sequence, start, num_tokens, _ in scheduled.work:
-            sequence.computed_prompt_tokens += min(num_tokens, max(0, sequence.prompt_length - start))
+            if start < sequence.prompt_length:
+                sequence.computed_prompt_tokens += min(num_tokens, sequence.prompt_length - start)
             sequence.num_computed = start + num_tokens
         now = time.perf_counter()
         for sequence, token, logprob in zip(sampled, token_ids, logprobs):

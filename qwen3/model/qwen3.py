@@ -40,8 +40,8 @@ class Qwen3(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.ops, self.dtype, self.device = config, ops, dtype, torch.device(device)
+        table = rope_table(config, max_model_len).to(self.device)
         with self.device:
-            table = rope_table(config, max_model_len)
             self.embedding = Embedding("model.embed_tokens", config.vocab_size, config.hidden_size, dtype)
             self.layers = nn.ModuleList(DecoderLayer(config, i, table, ops, dtype) for i in range(config.num_layers))
             self.norm = Norm("model.norm", config.hidden_size, dtype)
