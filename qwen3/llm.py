@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Sequenceable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -17,7 +17,7 @@ from .config.device import resolve_backend, resolve_device, resolve_dtype
 from .config.engine import EngineConfig
 from .config.hf import model_config, read_json
 from .engine.assemble import assemble, load_model
-from .engine.loop import EngineLoop, Handle
+from .engine.loop import EngineLoop, Handle, Request
 from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
@@ -104,22 +104,22 @@ class LLM:
 
     def generate_each(self, prompts: Prompts, params: Params = None) -> Iterator[tuple[int, Completion]]:
         """The same, each (index, completion) as soon as it is ready."""
+        return self.complete(self._requests(prompts, params))
+
+    def complete(self, requests: list[Request]) -> Iterator[tuple[int, Completion]]:
+        """Answers prepared requests together, each (index, completion) as soon as it is ready."""
         ended: SimpleQueue[tuple[int, Delta | Exception]] = SimpleQueue()
 
-        def deliver_end(i: int) -> Callable[[Delta | Exception], object]:
-            return lambda item: ended.put((i, item)) if isinstance(item, Exception) or item.finish_reason else None
+        def deliver_end(i: int, item: Delta | Exception) -> None:
+            if isinstance(item, Exception) or item.finish_reason is not None:
+                ended.put((i, item))
 
-        sequences, streams = self._sequences(prompts, params)
-        handles = [Handle(*both, deliver_end(i)) for i, both in enumerate(zip(sequences, streams))]
-        return self._completions(handles, ended)
-
-    def _completions(self, handles: list[Handle], ended: SimpleQueue) -> Iterator[tuple[int, Completion]]:
-        self._loop.submit(handles)
+        handles = [Handle(request, partial(deliver_end, i)) for i, request in enumerate(requests)]
         try:
+            self._loop.submit(handles)
             for _ in handles:
                 i, item = ended.get()
-                if isinstance(item, Exception):
-                    raise item
+                _raised(item)
                 yield i, handles[i].completion()
         finally:
             self._loop.cancel(handles)
@@ -130,14 +130,13 @@ class LLM:
         Streams that are open at the same time run in one batch. A stream that is closed, or whose reader breaks off,
         ends and gives back its memory.
         """
-        sequences, streams = self._sequences(prompt if isinstance(prompt, str) else [prompt], params)
-        return self._pieces(sequences[0], streams[0])
+        return self._pieces(self.prepare(prompt, params))
 
-    def _pieces(self, sequence: Sequence, stream: TextStream) -> Iterator[str]:
+    def _pieces(self, request: Request) -> Iterator[str]:
         arrived: SimpleQueue[Delta | Exception] = SimpleQueue()
-        handles = [Handle(sequence, stream, arrived.put)]
-        self._loop.submit(handles)
+        handles = [Handle(request, arrived.put)]
         try:
+            self._loop.submit(handles)
             delta = None
             while delta is None or delta.finish_reason is None:
                 delta = _raised(arrived.get())
@@ -148,16 +147,15 @@ class LLM:
 
     async def stream_async(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[str]:
         """`stream` for an event loop, which it never holds up: the engine runs in its own thread."""
-        prompts = prompt if isinstance(prompt, str) else [prompt]
-        sequences, streams = await asyncio.to_thread(self._sequences, prompts, params)
+        request = await asyncio.to_thread(self.prepare, prompt, params)
         event_loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Delta | Exception]()
 
         def deliver(item: Delta | Exception) -> None:
             event_loop.call_soon_threadsafe(arrived.put_nowait, item)
 
-        handles = [Handle(sequences[0], streams[0], deliver)]
-        self._loop.submit(handles)
+        handles = [Handle(request, deliver)]
         try:
+            self._loop.submit(handles)
             delta = None
             while delta is None or delta.finish_reason is None:
                 delta = _raised(await arrived.get())
@@ -187,29 +185,30 @@ class LLM:
 
     def check(self, prompt: Prompt, params: SamplingParams | None = None) -> None:
         """Raises the Qwen3Error that `generate` would raise for this prompt."""
-        self._sequences(prompt if isinstance(prompt, str) else [prompt], params)
+        self.prepare(prompt, params)
 
     def close(self) -> None:
         """Ends the engine's thread after the step that it runs. Happens by itself when the LLM is not used any more."""
         self._loop.close()
 
-    def _sequences(self, prompts: Prompts, params: Params) -> tuple[list[Sequence], list[TextStream]]:
-        """Checked prompts as the engine takes them, each with the stream that will make its text."""
+    def prepare(self, prompt: Prompt, params: SamplingParams | None = None, name: str = "the prompt") -> Request:
+        """Checks a prompt and its parameters; raises Qwen3Error, which calls the prompt by `name`."""
+        wanted = params or SamplingParams()
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if self.random_weights and wanted.stop:
+            raise Qwen3Error(f"{name}: stop strings need text, and random weights give none: use stop_token_ids")
+        sequence = self._sequence(ids, wanted, name)
+        self.engine.scheduler.check(sequence.max_length)
+        decoder = None if self.random_weights else IncrementalDecoder(self.tokenizer)
+        return Request(sequence, TextStream(decoder, wanted.stop))
+
+    def _requests(self, prompts: Prompts, params: Params) -> list[Request]:
         listed: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
-        each = [params or SamplingParams()] * len(listed) if not isinstance(params, Sequenceable) else list(params)
+        each = list(params) if isinstance(params, Sequenceable) else [params] * len(listed)
         if len(each) != len(listed):
             raise Qwen3Error(f"{len(each)} SamplingParams for {len(listed)} prompts: give one for all or one for each")
-        sequences, streams = [], []
-        for i, (prompt, wanted) in enumerate(zip(listed, each)):
-            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            name = "the prompt" if len(listed) == 1 else f"prompt {i}"
-            if self.random_weights and wanted.stop:
-                raise Qwen3Error(f"{name}: stop strings need text, and random weights give none: use stop_token_ids")
-            sequence = self._sequence(ids, wanted, name)
-            self.engine.scheduler.check(sequence.max_length)
-            sequences.append(sequence)
-            streams.append(TextStream(None if self.random_weights else IncrementalDecoder(self.tokenizer), wanted.stop))
-        return sequences, streams
+        names = ["the prompt"] if len(listed) == 1 else [f"prompt {i}" for i in range(len(listed))]
+        return [self.prepare(*arguments) for arguments in zip(listed, each, names)]
 
     def _sequence(self, ids: list[int], params: SamplingParams, name: str, room: int = 1) -> Sequence:
         """room: how many tokens the context must have left."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..engine.loop import Request
 from ..engine.params import SamplingParams
 from ..errors import Qwen3Error
 from ..llm import LLM
@@ -43,20 +44,18 @@ def answer_lines(
     "generated_tokens"; for a bad line, which is also reported on stderr, "line" and "error".
     """
     records: list[dict] = []
-    answered, prompts, wanted = [], [], []
+    answered, requests = [], []
     for number, line in lines:
         try:
-            record, ids, own = _prepare(llm, line, params, options)
-            llm.check(ids, own)
+            record, request = _prepare(llm, line, params, options)
             answered.append(record)
-            prompts.append(ids)
-            wanted.append(own)
+            requests.append(request)
         except Qwen3Error as error:
             record = {"line": number, "error": str(error)}
             print(f"error: {source} line {number}: {error}", file=sys.stderr)
         records.append(record)
-    answers = llm.generate_each(prompts, wanted)
-    for i, done in tqdm(answers, total=len(prompts), desc="prompts", disable=not sys.stderr.isatty()):
+    answers = llm.complete(requests)
+    for i, done in tqdm(answers, total=len(requests), desc="prompts", disable=not sys.stderr.isatty()):
         answered[i] |= {
             "text": done.text,
             "finish_reason": done.finish_reason,
@@ -65,13 +64,11 @@ def answer_lines(
         }
     for record in records:
         write(json.dumps(record, ensure_ascii=False) + "\n")
-    return 2 if len(prompts) < len(records) else 0
+    return 2 if len(requests) < len(records) else 0
 
 
-def _prepare(
-    llm: LLM, line: str, params: SamplingParams, options: PromptOptions
-) -> tuple[dict, list[int], SamplingParams]:
-    """Returns the start of a line's record, its token ids and its sampling parameters."""
+def _prepare(llm: LLM, line: str, params: SamplingParams, options: PromptOptions) -> tuple[dict, Request]:
+    """Returns the start of a line's record, and its request."""
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -91,7 +88,7 @@ def _prepare(
     elif options.raw or options.system is not None:
         raise Qwen3Error('"messages" go through the chat template as they are: --raw and --system do not apply')
     ids = prompt_ids(llm, options, prompt=values.get("prompt"), messages=values.get("messages"))
-    return kept, ids, own
+    return kept, llm.prepare(ids, own)
 
 
 @contextmanager

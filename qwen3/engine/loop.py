@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..errors import Qwen3Error
 from ..text.stream import TextStream
@@ -16,6 +16,13 @@ from .sequence import Sequence
 T = TypeVar("T")
 
 
+class Request(NamedTuple):
+    """A checked prompt as the engine takes it, and the stream that makes its text; to be submitted once."""
+
+    sequence: Sequence
+    stream: TextStream
+
+
 class Handle:
     """A request on its way through the engine.
 
@@ -23,8 +30,9 @@ class Handle:
     return at once.
     """
 
-    def __init__(self, sequence: Sequence, stream: TextStream, deliver: Callable[[Delta | Exception], object]) -> None:
-        self.sequence, self.stream, self.deliver = sequence, stream, deliver
+    def __init__(self, request: Request, deliver: Callable[[Delta | Exception], object]) -> None:
+        self.sequence, self.stream = request
+        self.deliver = deliver
         self.finish_reason: str | None = None
         self._text: list[str] = []
 

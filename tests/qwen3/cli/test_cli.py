@@ -124,11 +124,11 @@ def test_verbose_shows_the_messages(run, folder, place):
 
 
 def test_a_line_is_checked_once(generate, tmp_path, monkeypatch):
-    checked, check = [], LLM.check
-    monkeypatch.setattr(LLM, "check", lambda llm, *line: (checked.append(line), check(llm, *line)))
+    checked, prepare = [], LLM.prepare
+    monkeypatch.setattr(LLM, "prepare", lambda llm, ids, params: checked.append(params) or prepare(llm, ids, params))
     (tmp_path / "in.jsonl").write_text('{"prompt": "one"}\n{"prompt": ""}\n{"prompt": "two", "top_p": 0.5}\n')
     assert generate("--prompts-file", "in.jsonl")[0] == 2
-    assert [params.top_p for ids, params in checked] == [None, 0.5]
+    assert [params.top_p for params in checked] == [None, 0.5]
 
 
 def test_messages_are_checked_like_a_conversation(generate, tmp_path):
