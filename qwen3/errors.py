@@ -1,4 +1,4 @@
-"""What a user can mend."""
+"""Errors that the user can fix."""
 
 
 class Qwen3Error(ValueError):

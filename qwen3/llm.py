@@ -16,6 +16,7 @@ from torch import Tensor
 from .config.device import resolve_backend, resolve_device, resolve_dtype
 from .config.engine import EngineConfig
 from .config.hf import model_config, read_json
+from .config.model import dtype_name
 from .engine.assemble import assemble, load_model
 from .engine.loop import EngineLoop, Handle, Request
 from .engine.params import Sampling, SamplingParams
@@ -81,7 +82,7 @@ class LLM:
         self.engine = assemble(self.model, self.engine_config, self.max_model_len, self.backend, self.stats)
         self._loop = EngineLoop(self.engine)
         weakref.finalize(self, self._loop.close)
-        log.info("%s on %s, %s, %s backend", self.folder, self.device, self.dtype, self.backend)
+        log.info("%s on %s, %s, %s backend", self.folder, self.device, dtype_name(self.dtype), self.backend)
         log.info("KV cache of %d tokens", self.kv_cache_tokens)
 
     @property

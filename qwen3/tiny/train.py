@@ -1,6 +1,6 @@
 """Train the embedded model: `python -m qwen3.tiny.train` writes config, tokenizer, weights and model card beside it.
 
-The model is this project's own, run on the reference ops; each window of text is one prefill over pages.
+The model is this project's own, run on the reference ops; each window of text is one prefill over one block.
 """
 
 import argparse

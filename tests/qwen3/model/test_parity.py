@@ -9,11 +9,11 @@ from ..conftest import write_checkpoint
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 
-# Each differs from conftest.SMALL (8 experts, top-2, renormalised, GQA groups of 2, head_dim 32, untied, theta 1e6).
+# Each differs from conftest.SMALL (8 experts, top-2, renormalized, GQA groups of 2, head_dim 32, untied, theta 1e6).
 CONFIGS = {
     "moe": {},
-    "weights not renormalised": {"norm_topk_prob": False, "num_experts_per_tok": 4},
-    "top-1 of 4 experts, not renormalised": {"num_experts": 4, "num_experts_per_tok": 1, "norm_topk_prob": False},
+    "weights not renormalized": {"norm_topk_prob": False, "num_experts_per_tok": 4},
+    "top-1 of 4 experts, not renormalized": {"num_experts": 4, "num_experts_per_tok": 1, "norm_topk_prob": False},
     "top-4 of 16 experts": {"num_experts": 16, "num_experts_per_tok": 4},
     "top-8 of 128 experts": {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 16},
     "groups of 1": {"num_key_value_heads": 4},
