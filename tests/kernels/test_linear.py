@@ -12,7 +12,7 @@ from qwen3_kernels.linear import MAX_TOKENS, add_norm_linear, dense, linear, mat
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
-from .parameters import EVERY_DTYPE
+from .parameters import EVERY_DTYPE, slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -111,12 +111,14 @@ def test_linear_tokens(tokens: int, dtype: torch.dtype) -> None:
         (1, 1),  # nothing but one product
         (5, 8),  # a single wide load, less than the smallest tensor-core instruction
         (17, 127),  # rows that no wide load can start at, nearly all of the tile
-        (16, 128),  # exactly the outputs of a program of either kernel, and a power of two
-        (15, 129),  # one output less, one column more
+        *slow(
+            (16, 128),  # exactly the outputs of a program of either kernel, and a power of two
+            (15, 129),  # one output less, one column more
+        ),
         (33, 256),  # exactly one step of columns of the matrix kernel, three programs
         (20, 520),  # three steps, the last one nearly empty
         (6, 2048),  # Qwen3-30B-A3B
-        (3, 5120),  # Qwen3-32B, not a power of two
+        *slow((3, 5120)),  # Qwen3-32B, not a power of two
     ],
 )
 def test_linear_sizes(outputs: int, hidden: int, tokens: int, dtype: torch.dtype) -> None:
@@ -126,7 +128,8 @@ def test_linear_sizes(outputs: int, hidden: int, tokens: int, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize("tile", vector.TILES)
-@pytest.mark.parametrize("more", [-1, 0, 1])  # outputs around what one program owns, and two tiles around what two do
+# Outputs around what one program owns, and two tiles around what two do.
+@pytest.mark.parametrize("more", [*slow(-1, 0), 1])
 def test_every_vector_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vector, "TILES", (tile._replace(limit=float("inf")),))
     check_linear(1, 16 * tile.steps + more, 24, dtype=dtype)
@@ -135,7 +138,8 @@ def test_every_vector_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pyt
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("tile", matrix.TILES)
-@pytest.mark.parametrize("more", [-1, 0, 1])  # outputs around what one program owns, columns around two steps
+# Outputs around what one program owns, columns around two steps.
+@pytest.mark.parametrize("more", [*slow(-1, 0), 1])
 def test_every_matrix_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "TILES", (tile._replace(limit=float("inf")),))
     hidden = 2 * tile.row_bytes // dtype.itemsize + 8 * more

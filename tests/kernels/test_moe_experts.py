@@ -218,7 +218,7 @@ def test_many_tokens(tokens: int) -> None:
 @pytest.mark.parametrize(
     ("hidden", "intermediate"),
     [
-        (32, 16),  # less than a block in every direction
+        *slow((32, 16)),  # less than a block in every direction
         (264, 136),  # more than one block and one step of each row of the table, none of them full
         *slow(
             (256, 128),  # full blocks and steps: nothing is masked

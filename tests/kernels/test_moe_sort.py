@@ -9,6 +9,8 @@ from qwen3_kernels.moe import sort as module
 from qwen3_kernels.moe.sort import sort_by_expert
 from qwen3_kernels.testing.contract import poisoned_outputs
 
+from .parameters import slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -45,7 +47,7 @@ def choices(tokens: int, experts: int, top_k: int, seed: int = 0) -> torch.Tenso
     return torch.rand(tokens, experts, generator=generator).topk(top_k, dim=-1).indices.to(DEVICE)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1023])
+@pytest.mark.parametrize("tokens", [1, 2, *slow(3, 7, 15, 16), 17, *slow(31, 33, 63, 64, 65, 127), 129, *slow(1023)])
 def test_sort_tokens(tokens: int) -> None:
     check_sort(choices(tokens, 6, 3), 6, 16)  # 129 tokens are two blocks of pairs, 1,023 are two of the largest
 
@@ -63,7 +65,7 @@ def test_sort_experts(experts: int, top_k: int) -> None:
 
 
 @pytest.mark.parametrize("block_m", [16, 32, 64, 128])
-@pytest.mark.parametrize("extra", [-1, 0, 1])
+@pytest.mark.parametrize("extra", [*slow(-1, 0), 1])
 def test_sort_around_a_full_tile(block_m: int, extra: int) -> None:
     """One row fewer and more than a tile, behind an expert that leaves the tiles' starts uneven; two are empty."""
     ids = torch.tensor([2] * (block_m + extra) + [0] * 5 + [3] * (block_m - 5))
