@@ -23,3 +23,8 @@ if importlib.util.find_spec("triton"):
         from qwen3_kernels.testing import interpreter
 
         interpreter.install()
+
+
+def pytest_make_parametrize_id(config, val, argname) -> str | None:
+    """Names a dtype in a test's id, bfloat16 and not dtype2; leaves everything else to pytest."""
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None
