@@ -9,7 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import hypothesis
 import torch
 
-# How far two roundings drift apart is chance: the same examples in every run, or HYPOTHESIS_PROFILE=default for new ones.
+# The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones.
 hypothesis.settings.register_profile("reproducible", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
