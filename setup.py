@@ -4,9 +4,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-[version] = re.findall(
-    r'^__version__ = "(.+)"$', (ROOT / "qwen3/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
-)
+INIT = (ROOT / "qwen3/__init__.py").read_text(encoding="utf-8")
+[version] = re.findall(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)
 KERNELS = ["qwen3_kernels", *(f"qwen3_kernels.{name}" for name in find_packages("kernels"))]
 
 setup(

@@ -48,8 +48,8 @@ _onednn_lock = Lock()
 class _WithoutOneDNN:
     """Turns oneDNN off: it repacks bfloat16 weights in every call, PyTorch's own products only read them.
 
-    The switch belongs to the process, so one thread at a time holds it. Other threads that compute a product meanwhile
-    get the same result from PyTorch's own code.
+    The switch belongs to the process, so one thread at a time holds it. A product of another thread may run without
+    oneDNN meanwhile: slower, and equal up to rounding.
     """
 
     def __enter__(self) -> None:

@@ -36,7 +36,7 @@ def rms_norm_kernel(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) * weight, in one pass. Contiguous, H up to 8,192."""
+    """x / sqrt(mean(x²) + eps) * weight, in one pass. Takes contiguous tensors, H up to 8,192."""
     _check(x, weight)
     out = torch.empty_like(x)
     hidden = x.shape[-1]

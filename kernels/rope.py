@@ -66,7 +66,7 @@ def rope_kernel(
 
 
 def rope(x: Tensor, positions: Tensor, rope_table: Tensor) -> Tensor:
-    """Rotary position embedding. Contiguous, D even and up to 512."""
+    """Rotary position embedding, in one launch. Takes contiguous tensors, D even and up to 512."""
     require("x", x, DTYPES, ("T", "heads", "D"))
     tokens, heads, head_dim = x.shape
     _check_rotation(x, head_dim, positions, rope_table)
@@ -158,7 +158,10 @@ def qk_norm_rope_cache(
     slot_mapping: Tensor,
     cache: PagedCache,
 ) -> Tensor:
-    """Norm and rotation of q and k and the write of k and v, in one launch. Contiguous, D even and up to 512."""
+    """Norm and rotation of q and k, and the write of k and v, in one launch.
+
+    Takes contiguous tensors, D even and up to 512.
+    """
     require("qkv", qkv, DTYPES, ("T", "(Hq + 2 Hkv) D"))
     require("cache.keys", cache.keys, qkv.dtype, ("num_blocks", "Hkv", "block_size", "D"), like=qkv)
     require("cache.values", cache.values, qkv.dtype, cache.keys.shape, like=qkv)

@@ -245,7 +245,7 @@ def sample_kernel(
 def sample(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
-    """One token id per row, in one launch that the host does not wait for. Contiguous."""
+    """One token id per row, in one launch; the host waits for nothing. Takes contiguous tensors."""
     require("logits", logits, torch.float32, ("S", "V"))
     rows, vocabulary = logits.shape
     if vocabulary == 0:

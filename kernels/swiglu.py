@@ -31,7 +31,7 @@ def swiglu_kernel(
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up. Contiguous."""
+    """silu(gate) * up, in one launch. Takes a contiguous tensor."""
     require("gate_up", gate_up, DTYPES, ("T", "2 I"))
     if gate_up.shape[1] % 2:
         raise ValueError(f"gate_up must have an even number of columns, got {list(gate_up.shape)}")

@@ -11,9 +11,6 @@ class Dense(NamedTuple):
 
     data: Tensor  # [N, K], or [E, N, K] for the projection of E experts
 
-    # The published names of the tensors, behind that of the projection.
-    LEAVES = ("weight",)
-
     @property
     def shape(self) -> torch.Size:
         """Outputs and inputs, [N, K] or [E, N, K], in every format."""
@@ -31,6 +28,10 @@ class Dense(NamedTuple):
     def expert(self, index: int) -> "Dense":
         """A view of one expert of [E, N, K]."""
         return Dense(self.data[index])
+
+    def published(self, name: str) -> dict[str, Tensor]:
+        """The tensors by their published names, that of the projection being `name`."""
+        return {f"{name}.weight": self.data}
 
     def dequantize(self) -> Tensor:
         """The values of this weight as one tensor of `shape`."""

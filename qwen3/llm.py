@@ -5,6 +5,7 @@ import logging
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from collections.abc import Sequence as Sequenceable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,7 +18,7 @@ from .config.engine import EngineConfig
 from .config.hf import model_config, read_json
 from .engine.assemble import assemble, load_model
 from .engine.loop import EngineLoop, Handle
-from .engine.params import SamplingParams
+from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
 from .errors import Qwen3Error
@@ -56,11 +57,10 @@ class LLM:
         expert_stats: bool = False,
         **options: Any,
     ) -> None:
-        options_of = engine_config or EngineConfig()
         unknown = options.keys() - EngineConfig.__dataclass_fields__.keys()
         if unknown:
             raise Qwen3Error(f"LLM has no option {min(unknown)!r}: see the fields of qwen3.EngineConfig")
-        self.engine_config = EngineConfig(**{**vars(options_of), **options})
+        self.engine_config = replace(engine_config or EngineConfig(), **options)
         self.folder = resolve(model)
         self.config = model_config(self.folder)
         self.device = resolve_device(self.engine_config.device)
@@ -151,7 +151,10 @@ class LLM:
         prompts = prompt if isinstance(prompt, str) else [prompt]
         sequences, streams = await asyncio.to_thread(self._sequences, prompts, params)
         event_loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Delta | Exception]()
-        deliver = lambda item: event_loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+        def deliver(item: Delta | Exception) -> None:
+            event_loop.call_soon_threadsafe(arrived.put_nowait, item)
+
         handles = [Handle(sequences[0], streams[0], deliver)]
         self._loop.submit(handles)
         try:
@@ -225,7 +228,7 @@ class LLM:
         stop_ids = frozenset((*eos, *params.stop_token_ids))
         return Sequence(ids, self._resolve(params), stop_ids, longest, params.logprobs)
 
-    def _resolve(self, params: SamplingParams):
+    def _resolve(self, params: SamplingParams) -> Sampling:
         return params.resolve(self._generation, str(self._generation_file))
 
 

@@ -154,7 +154,7 @@ def decode_combine_kernel(
 def decode_attention(q: Tensor, cache: PagedCache, block_tables: Tensor, seq_lens: Tensor, scale: float) -> Tensor:
     """Attention of one query token per sequence, in two launches (Flash-Decoding, Dao et al., 2023).
 
-    All floats of one dtype and contiguous; D up to 128, Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. Ids are
+    Takes contiguous tensors; D up to 128, Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. Ids are
     int32 or int64. A length is at most max_blocks * block_size.
     """
     check_attention(q, cache, block_tables, seq_lens, scale)

@@ -155,7 +155,7 @@ def prefill_attention(
 ) -> Tensor:
     """Causal attention of several query tokens per sequence, in one launch (FlashAttention-2, Dao, 2023).
 
-    All floats of one dtype and contiguous; D up to 128, Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. Ids are
+    Takes contiguous tensors; D up to 128, Hq / Hkv up to 16, block_size 16, 32, 64, 128 or 256. Ids are
     int32 or int64. No bit depends on the rest of the batch or on how a sequence is cut into chunks.
     """
     check_attention(q, cache, block_tables, seq_lens, scale)

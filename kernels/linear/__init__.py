@@ -39,7 +39,7 @@ def _check(x: Tensor, weight: Weight, bias: Tensor | None) -> None:
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b, in one launch.
 
-    All contiguous. Loads are wide if H is divisible by 8, otherwise slow.
+    Takes contiguous tensors. Loads are wide if H is divisible by 8, otherwise narrow and slow.
     """
     _check(x, weight, bias)
     return _kernels(weight).project(x, weight, bias)
@@ -50,7 +50,7 @@ def add_norm_linear(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The projection of the norm of residual + x, this sum, and the norm.
 
-    All contiguous, H up to 8,192. One launch for one token, and for up to MAX_TOKENS tokens if N is at most
+    Takes contiguous tensors, H up to 8,192. One launch for one token, and for up to MAX_TOKENS tokens if N is at most
     MAX_FUSED_OUTPUTS. Otherwise `rms_norm` or `add_rms_norm`, which writes the sum over the residual, then `linear`.
     """
     _check(x, weight, bias)

@@ -69,7 +69,7 @@ class BlockPool:
         return True
 
     def cache(self, sequence: Sequence, num_tokens: int) -> None:
-        """Enters the blocks that the first `num_tokens` tokens fill into the prefix cache, unless it has their content."""
+        """Enters the blocks that the first `num_tokens` tokens fill into the prefix cache, if their content is new."""
         while self.prefix_caching and sequence.num_cached_blocks < num_tokens // self.block_size:
             i = sequence.num_cached_blocks
             block_hash, block = self._hash(sequence, i), sequence.blocks[i]

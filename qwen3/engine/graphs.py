@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: recorded once for each batch size, then replayed in a single launch."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.pool = None
+        self.pool: Any = None  # shared by all graphs, once the first one has made it
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         # A run that is not recorded compiles the kernels and sets up the libraries.

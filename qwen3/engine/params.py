@@ -13,7 +13,7 @@ _HARMLESS = {
     "output_logits", "cache_implementation", "trust_remote_code", "chat_format", "max_window_size",
 }  # fmt: skip
 # What transformers writes for switches that are off.
-_NEUTRAL = (None, False, 0, 1, 1.0, [], {}, 50)
+_NEUTRAL: tuple = (None, False, 0, 1, 1.0, [], {}, 50)
 
 
 @dataclass(frozen=True)

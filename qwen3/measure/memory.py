@@ -26,10 +26,11 @@ def available_bytes(device: torch.device) -> int:
 
 
 def kv_cache_bytes(device: torch.device, utilization: float, step_bytes: int, sequence_bytes: int) -> int:
-    """How much memory the KV cache may take, the weights being there already.
+    """How much memory the KV cache may take once the weights are loaded.
 
-    On a GPU `utilization` of all memory, less what is in use and the `step_bytes` that a step needs for itself. On a CPU
-    1 GiB, or `sequence_bytes` for one sequence of full length if that is more, and at most `utilization` of what is free.
+    On a GPU: `utilization` of all memory, less what is in use and the `step_bytes` that a step needs for itself.
+    On a CPU: 1 GiB, or `sequence_bytes` of one sequence of full length if that is more, and at most `utilization` of
+    the free memory.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -38,7 +39,7 @@ def kv_cache_bytes(device: torch.device, utilization: float, step_bytes: int, se
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: on a GPU what PyTorch reserved, else the resident size; 0 if unknown."""
+    """The most memory that this process has held: reserved by PyTorch on a GPU, else resident; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     # getrusage would count what the parent process held when it started this one.

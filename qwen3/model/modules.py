@@ -40,10 +40,11 @@ class Linear(nn.Module):
 
     def published(self) -> dict[str, Tensor]:
         """The published tensors by name, each as the view of this module's memory that holds it."""
-        found, start = {}, 0
+        found: dict[str, Tensor] = {}
+        start = 0
         for name, rows in self.parts.items():
             stop = start + rows
-            found |= leaves(name, self.weight.rows(start, stop))
+            found |= self.weight.rows(start, stop).published(name)
             if self.bias is not None:
                 found[f"{name}.bias"] = self.bias[start:stop]
             start = stop
@@ -62,7 +63,7 @@ class Embedding(nn.Module):
 
     def published(self) -> dict[str, Tensor]:
         """The published tensors by name; see Linear.published."""
-        return leaves(self.name, self.weight)
+        return self.weight.published(self.name)
 
 
 class Norm(nn.Module):
@@ -99,12 +100,13 @@ class Experts(nn.Module):
 
     def published(self) -> dict[str, Tensor]:
         """The published tensors by name, one matrix of one expert each; see Linear.published."""
-        found, size = {}, self.intermediate_size
+        found: dict[str, Tensor] = {}
+        size = self.intermediate_size
         for e in range(self.num_experts):
             gate_up = self.gate_up.expert(e)
-            found |= leaves(f"{self.name}.{e}.gate_proj", gate_up.rows(0, size))
-            found |= leaves(f"{self.name}.{e}.up_proj", gate_up.rows(size, 2 * size))
-            found |= leaves(f"{self.name}.{e}.down_proj", self.down.expert(e))
+            found |= gate_up.rows(0, size).published(f"{self.name}.{e}.gate_proj")
+            found |= gate_up.rows(size, 2 * size).published(f"{self.name}.{e}.up_proj")
+            found |= self.down.expert(e).published(f"{self.name}.{e}.down_proj")
         return found
 
     def stacked(self) -> dict[str, tuple[Tensor, list[str]]]:
@@ -119,11 +121,6 @@ class Experts(nn.Module):
 
 
 WeightModule = Linear | Embedding | Norm | Experts
-
-
-def leaves(name: str, weight: Weight) -> dict[str, Tensor]:
-    """The published names of the tensors of one weight."""
-    return {f"{name}.{leaf}": tensor for leaf, tensor in zip(weight.LEAVES, weight)}
 
 
 def nbytes(module: nn.Module) -> int:

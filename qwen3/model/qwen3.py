@@ -54,15 +54,18 @@ class Qwen3(nn.Module):
 
         The last layer computes only the batch's logit rows after writing K and V.
         """
-        ops, routing = self.ops, []
-        x, residual = ops.embedding(batch.token_ids, self.embedding.weight), None
-        last = len(self.layers) - 1
+        ops, last = self.ops, len(self.layers) - 1
+        routing: list[Routing] = []
+        x = ops.embedding(batch.token_ids, self.embedding.weight)
+        residual: Tensor | None = None
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache.layers)):
             logit_rows = batch.logit_rows if i == last else None
             x, residual, layer_routing = layer(x, residual, batch, layer_cache, logit_rows)
             if keep_routing and layer_routing is not None:
                 routing.append(layer_routing)
-        return Hidden(ops.add_rms_norm(x, residual, self.norm.weight, self.config.rms_norm_eps)[0], routing)
+        assert residual is not None, "a model has at least one layer"
+        states, _ = ops.add_rms_norm(x, residual, self.norm.weight, self.config.rms_norm_eps)
+        return Hidden(states, routing)
 
     def logits(self, states: Tensor) -> Tensor:
         """states [N, H] -> float32 [N, V]."""

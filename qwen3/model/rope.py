@@ -18,8 +18,9 @@ def rope_table(config: ModelConfig, length: int) -> Tensor:
 def inverse_frequencies(config: ModelConfig) -> Tensor:
     """Radians per position of each rotated pair, [head_dim / 2] float32.
 
-    YaRN (Peng et al., 2023, section 3.2): pairs that turn more than beta_fast times within the original context
-    keep their frequency, pairs that turn less than beta_slow times are divided by the factor, with a linear ramp between.
+    YaRN (Peng et al., 2023, section 3.2): pairs that turn more than beta_fast times within the original
+    context keep their frequency, pairs that turn less than beta_slow times are divided by the factor, and a linear ramp
+    lies between.
     """
     dim, theta, yarn = config.head_dim, config.rope_theta, config.yarn
     frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)

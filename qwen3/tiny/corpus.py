@@ -22,9 +22,10 @@ _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "enco
 
 
 def read_sources() -> tuple[list[str], list[str]]:
-    """Training and held-out files of this interpreter's standard library; one file in forty is held out, by its name."""
+    """Training and held-out files of this interpreter's standard library; a file in forty is held out, by its name."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    training, held_out = [], []
+    training: list[str] = []
+    held_out: list[str] = []
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
         if _LEFT_OUT & set(name.parts):
@@ -64,6 +65,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     """All texts in one row of token ids, [N] int64, each behind an end-of-text token."""
     end = tokenizer.token_to_id(END_OF_TEXT)
     ids: list[int] = []
+    assert end is not None, "the tokenizer has an end-of-text token"
     for encoding in tokenizer.encode_batch(texts):
         ids.append(end)
         ids.extend(encoding.ids)

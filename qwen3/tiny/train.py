@@ -81,7 +81,7 @@ def main() -> None:
     print(f"{len(training):,} training tokens, {len(held_out):,} held out; a bigram model gets {bigram:.3f} nats")
 
     config = from_hf(CONFIG)
-    model = Qwen3(config, backend("reference"), CONFIG["max_position_embeddings"], device=args.device)
+    model = Qwen3(config, backend("reference"), config.max_positions, device=args.device)
     initialise(model)
     if args.start_from:
         load_weights(model, args.start_from)
@@ -141,7 +141,7 @@ def schedule(step: int, steps: int, warmup: int = 100) -> float:
 
 
 def forward(model: Qwen3, tokens: Tensor, keep_routing: bool = False) -> tuple[Tensor, list[Routing]]:
-    """Logits of every token and the routing. tokens [B, L] -> float32 [B * L, V]; a window is a sequence in one block."""
+    """Logits of every token, and the routing. tokens [B, L] -> float32 [B * L, V]; each window is one block."""
     batch_size, length = tokens.shape
     device = tokens.device
     cache = KVCache(model.config, batch_size, length, model.dtype, device)
@@ -211,7 +211,8 @@ def card(results: dict) -> str:
 A mixture of experts of Qwen3's architecture, {r["parameters"] / 1e6:.1f} M parameters of which a token uses
 {r["active_parameters"] / 1e6:.1f} M: {CONFIG["num_hidden_layers"]} layers, hidden size {CONFIG["hidden_size"]},
 {CONFIG["num_experts"]} experts of {CONFIG["moe_intermediate_size"]} with {CONFIG["num_experts_per_tok"]} per token,
-byte-level BPE of {CONFIG["vocab_size"]:,} tokens, context {CONFIG["max_position_embeddings"]:,} (trained on windows of 256).
+byte-level BPE of {CONFIG["vocab_size"]:,} tokens, context {CONFIG["max_position_embeddings"]:,} (trained on windows
+of 256).
 It continues Python source; it is a base model and does not chat. It knows nothing: do not rely on what it writes.
 
 - **Trained on** the source of the Python standard library without its tests, encodings and topic tables:
@@ -220,8 +221,9 @@ It continues Python source; it is a base model and does not chat. It knows nothi
   The library is under the PSF License Agreement, which allows derivative works; copyright 2001 the Python Software
   Foundation, all rights reserved.
 - **Held out:** one file in forty, {r["held_out_tokens"]:,} tokens, chosen by a hash of its name.
-  Loss {r["held_out_loss"]:.3f} nats per token, {r["held_out_loss"] * bits:.2f} bits, perplexity {r["perplexity"]:.1f}. A bigram model of the
-  same tokens (Witten-Bell smoothing) gets {r["bigram_loss"]:.3f} nats, perplexity {math.exp(r["bigram_loss"]):.1f}.
+  Loss {r["held_out_loss"]:.3f} nats per token, {r["held_out_loss"] * bits:.2f} bits, perplexity
+  {r["perplexity"]:.1f}. A bigram model of the same tokens (Witten-Bell smoothing) gets
+  {r["bigram_loss"]:.3f} nats, perplexity {math.exp(r["bigram_loss"]):.1f}.
 - **Router:** load-balancing loss of Switch Transformers with weight {ROUTER_LOSS_WEIGHT}.
 """
 

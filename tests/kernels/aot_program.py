@@ -4,13 +4,13 @@ import importlib
 import json
 import pkgutil
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-import qwen3_kernels
 from qwen3_kernels import triton_ops
 from qwen3_kernels.aot import record, shapes, table
 from qwen3_kernels.aot.compile import compile_launch
@@ -113,7 +113,7 @@ def launched() -> dict[str, dict]:
 def kernels() -> list[str]:
     """Every kernel of the package by name, launched or not."""
     names = set()
-    for module in pkgutil.walk_packages(qwen3_kernels.__path__, "qwen3_kernels."):
+    for module in pkgutil.walk_packages([str(Path(triton_ops.__file__).parent)], "qwen3_kernels."):
         if not module.name.endswith(("__main__", "interpreter")):
             members = vars(importlib.import_module(module.name)).values()
             names |= {member.__name__ for member in members if isinstance(member, JITFunction)}

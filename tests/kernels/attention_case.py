@@ -1,4 +1,4 @@
-"""Sequences in shuffled pages for the attention tests: what no kernel may read is NaN, or a page that is not there."""
+"""Sequences in shuffled blocks for the attention tests; NaN, or a block that is not there, where no kernel may read."""
 
 from dataclasses import dataclass, replace
 
@@ -9,12 +9,12 @@ from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import guarded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NO_PAGE = 2**31 - 1
+NO_BLOCK = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """The arguments of an attention op, and the same free of traps for the reference."""
+    """The arguments of an attention op, and the same without NaN and missing blocks for the reference."""
 
     q: Tensor
     key_cache: Tensor
@@ -33,7 +33,7 @@ class AttentionCase:
 
     def plain_tables(self) -> "AttentionCase":
         """The same with block 0 in place of missing ones."""
-        return replace(self, block_tables=self.block_tables.masked_fill(self.block_tables == NO_PAGE, 0))
+        return replace(self, block_tables=self.block_tables.masked_fill(self.block_tables == NO_BLOCK, 0))
 
     def plain(self, dtype: torch.dtype) -> "AttentionCase":
         """The same values in `dtype`, unused slots zero, block 0 in place of missing ones."""
@@ -73,17 +73,17 @@ def attention_case(
     generator = torch.Generator().manual_seed(seed)
     queries = [1] * len(seq_lens) if queries is None else queries
     used = [-(-length // block_size) for length in seq_lens]
-    pages = torch.randperm(sum(used) + 2, generator=generator)
-    tables = torch.full((len(used), max(used) + spare_blocks), NO_PAGE)
-    shape = (len(pages), kv_heads, block_size, head_dim)
+    blocks = torch.randperm(sum(used) + 2, generator=generator)
+    tables = torch.full((len(used), max(used) + spare_blocks), NO_BLOCK)
+    shape = (len(blocks), kv_heads, block_size, head_dim)
     key_cache, value_cache = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
     taken = 0
     for sequence, (length, count) in enumerate(zip(seq_lens, used)):
-        tables[sequence, :count] = pages[taken : taken + count]
+        tables[sequence, :count] = blocks[taken : taken + count]
         for slot in range(count):
             filled = min(block_size, length - slot * block_size)
             for cache in (key_cache, value_cache):
-                cache[pages[taken + slot], :, :filled] = torch.randn(kv_heads, filled, head_dim, generator=generator)
+                cache[blocks[taken + slot], :, :filled] = torch.randn(kv_heads, filled, head_dim, generator=generator)
         taken += count
     q = sharpness * torch.randn(sum(queries), kv_heads * group, head_dim, generator=generator)
     starts = torch.tensor([0, *queries]).cumsum(0)

@@ -16,6 +16,7 @@ from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 from .attention_case import DEVICE, AttentionCase, attention_case
+from .parameters import EVERY_DTYPE, slow
 
 
 def run(case: AttentionCase) -> torch.Tensor:
@@ -31,52 +32,57 @@ def check(case: AttentionCase, largest_score: float = 0.0) -> torch.Tensor:
     return out
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_context_length_at_every_border_of_page_and_split(block_size, dtype):
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+@pytest.mark.parametrize("block_size", [16, *slow(32, 64, 128), 256])
+def test_decode_seq_len_at_every_border_of_block_and_split(block_size, dtype):
     lengths = [0, 1]  # nothing to attend to; the query's own token alone
-    lengths += [block_size - 1, block_size, block_size + 1]  # the last page almost full, full, just begun
+    lengths += [block_size - 1, block_size, block_size + 1]  # the last block almost full, full, just begun
     lengths += [MIN_SPLIT - 1, MIN_SPLIT, MIN_SPLIT + 1]  # one split, and one with a single token in the second
     lengths += [2 * MIN_SPLIT + 1]  # three splits
     out = check(attention_case(lengths, kv_heads=1, block_size=block_size, dtype=dtype))
     assert not out[0].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_context_length_where_splits_start_to_grow(dtype):
+@pytest.mark.parametrize("dtype", [*slow(torch.float32), torch.bfloat16])
+def test_decode_seq_len_where_splits_start_to_grow(dtype):
     step = MAX_SPLITS * TILES[dtype.itemsize].block_n
     border = MAX_SPLITS * MIN_SPLIT  # every split is in use, all of the smallest size; one token more and all grow
     lengths = [border, border + 1, border + step + 1]
     check(attention_case(lengths, kv_heads=1, group=2, head_dim=16, block_size=256, dtype=dtype))
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 5, 8, 16])  # alone, powers of two, odd as in Qwen3-14B, a full tile
-def test_group(group):
+@pytest.mark.parametrize(
+    "group", [1, *slow(2, 3), 5, 8, *slow(16)]
+)  # alone, powers of two, odd as in Qwen3-14B, a full tile
+def test_decode_group(group):
     check(attention_case([37, 130], group=group))
 
 
-@pytest.mark.parametrize("head_dim", [8, 16, 80, 128])  # less than a dot takes, the least, no power of two, Qwen3's
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_head_dim(head_dim, dtype):
+@pytest.mark.parametrize(
+    "head_dim", [8, *slow(16, 80), 128]
+)  # less than a dot takes, the least, no power of two, Qwen3's
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+def test_decode_head_dim(head_dim, dtype):
     check(attention_case([37, 130], head_dim=head_dim, dtype=dtype))
 
 
-def test_every_tile_is_a_dtype_tested_here():
+def test_decode_every_tile_is_a_dtype_tested_here():
     assert set(TILES) == {dtype.itemsize for dtype in DTYPES}
 
 
-def test_scores_far_apart():
+def test_decode_scores_far_apart():
     """Rounding of a score is relative to the score, and so is that of its weight."""
     check(attention_case([65, 200], dtype=torch.float32, sharpness=50), largest_score=128)
 
 
 def test_one_key_outweighs_all_others_in_a_later_split():
     case = attention_case([3 * MIN_SPLIT], kv_heads=1, group=1, dtype=torch.float32, block_size=256)
-    page, slot = case.block_tables[0, 1], MIN_SPLIT // 2
-    case.key_cache[page, 0, slot] = 100 * case.q[0, 0]
-    torch.testing.assert_close(run(case)[0, 0], case.value_cache[page, 0, slot], rtol=0, atol=0)
+    block, slot = case.block_tables[0, 1], MIN_SPLIT // 2
+    case.key_cache[block, 0, slot] = 100 * case.q[0, 0]
+    torch.testing.assert_close(run(case)[0, 0], case.value_cache[block, 0, slot], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 300), min_size=1, max_size=4),
@@ -87,7 +93,7 @@ def test_one_key_outweighs_all_others_in_a_later_split():
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape(lengths, **shape):
+def test_decode_any_shape(lengths, **shape):
     check(attention_case(lengths, **shape))
 
 
@@ -106,7 +112,7 @@ def test_batch_and_table_width_do_not_change_a_bit():
         assert torch.equal(run(alone)[0], together[s]), length
 
 
-def test_int32_ids_and_tables_cut_from_wider_ones():
+def test_decode_int32_ids_and_tables_cut_from_wider_ones():
     case = attention_case([0, 33, 140])
     table, lengths = case.block_tables[:, :-1], case.seq_lens
     assert not table.is_contiguous()
@@ -115,17 +121,17 @@ def test_int32_ids_and_tables_cut_from_wider_ones():
     assert torch.equal(run(replace(case, block_tables=table.int(), seq_lens=lengths.int())), expected)
 
 
-def test_nothing_to_do():
+def test_decode_nothing_to_do():
     case = attention_case([0, 0])
     assert not run(replace(case, block_tables=case.block_tables[:, :0])).any()
     empty = replace(case, q=case.q[:0], block_tables=case.block_tables[:0], seq_lens=case.seq_lens[:0])
     assert run(empty).shape == (0, *case.q.shape[1:])
 
 
-def test_pages_beyond_2_to_the_31_elements():
+def test_decode_blocks_beyond_2_to_the_31_elements():
     case = attention_case([40], kv_heads=4, group=1, head_dim=128)
     far = 2**31 // case.key_cache[0].numel() + 7
-    # On a CPU untouched memory costs nothing: of this pool only three pages ever exist.
+    # On a CPU untouched memory costs nothing: of this pool only three blocks ever exist.
     pool = torch.empty((far + len(case.key_cache), *case.key_cache.shape[1:]), dtype=case.q.dtype, device=DEVICE)
     pool[far:] = case.key_cache
     moved = replace(case, block_tables=case.block_tables + far, key_cache=pool, value_cache=pool)
@@ -158,14 +164,14 @@ def test_pages_beyond_2_to_the_31_elements():
         ("scale", lambda c: 0.0, "scale must be positive"),
     ],
 )
-def test_refuses(field, wrong, message):
+def test_decode_refuses(field, wrong, message):
     case = attention_case([20, 40])
     with pytest.raises(ValueError, match=message):
         decode_attention(*replace(case, **{field: wrong(case)}).decode_arguments())
 
 
 @pytest.mark.parametrize(("shape", "message"), [((2, 2, 48, 64), "got 48"), ((2, 2, 16, 192), "got 192")])
-def test_refuses_cache(shape, message):
+def test_decode_refuses_cache(shape, message):
     cache, ids = torch.zeros(shape, device=DEVICE), torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
     q = torch.zeros(1, 4, shape[-1], device=DEVICE)
     with pytest.raises(ValueError, match=message):

@@ -18,6 +18,7 @@ from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 from .attention_case import DEVICE, AttentionCase, attention_case
+from .parameters import EVERY_DTYPE, slow
 
 
 def run(case: AttentionCase) -> torch.Tensor:
@@ -33,47 +34,52 @@ def check(case: AttentionCase, largest_score: float = 0.0) -> torch.Tensor:
     return out
 
 
-def test_every_tile_is_a_dtype_tested_here():
+def test_prefill_every_tile_is_a_dtype_tested_here():
     assert set(TILES) == {dtype.itemsize for dtype in DTYPES}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize("group", [2, 8])
-def test_number_of_queries_at_the_borders_of_a_tile(group, dtype):
+def test_prefill_number_of_queries_at_the_borders_of_a_tile(group, dtype):
     tile = TILES[dtype.itemsize]
     n = tile.block_m // group  # query tokens in a tile
     queries = [1, n - 1, n, 0, n + 1, 2 * n + 1]  # the 0: a sequence that has nothing to do in this step
     check(attention_case(queries, queries, kv_heads=1, group=group, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_cached_prefix_at_the_borders_of_page_and_tile(block_size, dtype):
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+@pytest.mark.parametrize("block_size", [16, *slow(32, 64, 128), 256])
+def test_prefill_cached_prefix_at_the_borders_of_block_and_tile(block_size, dtype):
     n = TILES[dtype.itemsize].block_n
-    prefixes = [0, 1, block_size - 1, block_size, block_size + 1]  # the last page almost full, full, just begun
+    prefixes = [0, 1, block_size - 1, block_size, block_size + 1]  # the last block almost full, full, just begun
     prefixes += [n - 2, n - 1, n]  # the first query does not yet, just, and more than see a whole tile
     queries = [5, 1, 2, 1, 7, 3, 2, 1]
     lengths = [prefix + count for prefix, count in zip(prefixes, queries)]
     check(attention_case(lengths, queries, kv_heads=1, block_size=block_size, dtype=dtype))
 
 
-@pytest.mark.parametrize("group", [1, 3, 5, 16])  # alone; rows left over in the tile, two of Qwen3's; the largest
+@pytest.mark.parametrize(
+    "group", [1, *slow(3), 5, *slow(16)]
+)  # alone; rows left over in the tile, two of Qwen3's; the largest
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_group(group, dtype):
+def test_prefill_group(group, dtype):
     check(attention_case([30, 75], [30, 11], kv_heads=2, group=group, head_dim=32, dtype=dtype))
 
 
-@pytest.mark.parametrize("head_dim", [8, 16, 80, 128])  # less than a dot takes, the least, no power of two, Qwen3's
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_head_dim(head_dim, dtype):
+@pytest.mark.parametrize(
+    "head_dim", [8, *slow(16, 80), 128]
+)  # less than a dot takes, the least, no power of two, Qwen3's
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+def test_prefill_head_dim(head_dim, dtype):
     check(attention_case([20, 75], [20, 9], head_dim=head_dim, dtype=dtype))
 
 
-def test_scores_far_apart():
+def test_prefill_scores_far_apart():
     """Rounding of a score is relative to the score, and so is that of its weight."""
     check(attention_case([20, 150], [20, 9], dtype=torch.float32, sharpness=50), largest_score=128)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     prefixes_and_queries=st.lists(st.tuples(st.integers(0, 100), st.integers(0, 40)), min_size=1, max_size=4),
@@ -84,11 +90,11 @@ def test_scores_far_apart():
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape(prefixes_and_queries, **shape):
+def test_prefill_any_shape(prefixes_and_queries, **shape):
     check(attention_case([sum(pair) for pair in prefixes_and_queries], [n for _, n in prefixes_and_queries], **shape))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [*slow(torch.float32), torch.bfloat16])
 def test_batch_and_chunks_do_not_change_a_bit(dtype):
     queries = [3, 80, 17]
     case = attention_case([90, 80, 17], queries, kv_heads=1, dtype=dtype)
@@ -102,8 +108,8 @@ def test_batch_and_chunks_do_not_change_a_bit(dtype):
     assert torch.equal(torch.cat(chunks), outs[1]), "in chunks"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_last_row_is_what_decode_computes(dtype):
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+def test_prefill_last_row_equals_decode(dtype):
     queries = [60, 2, 1]
     case = attention_case([150, 64, 1], queries, kv_heads=1, dtype=dtype)
     with poisoned_outputs(decode):
@@ -134,12 +140,13 @@ def test_tiles_cover_every_query_once(queries, tokens):
     assert covered == [(sequence, query) for sequence, count in enumerate(queries) for query in range(count)]
 
 
+@pytest.mark.slow
 def test_more_sequences_than_one_step_of_the_search():
     lengths = [1 + s % 3 for s in range(260)]
     check(attention_case(lengths, kv_heads=1, group=1, head_dim=16, dtype=torch.float32))
 
 
-def test_int32_ids_and_tables_cut_from_wider_ones():
+def test_prefill_int32_ids_and_tables_cut_from_wider_ones():
     case = attention_case([20, 33], [20, 4])
     table, starts, lengths = case.block_tables[:, :-1], case.query_start_loc, case.seq_lens
     assert not table.is_contiguous()
@@ -149,17 +156,17 @@ def test_int32_ids_and_tables_cut_from_wider_ones():
     assert torch.equal(run(ints), expected)
 
 
-def test_nothing_to_do():
+def test_prefill_nothing_to_do():
     case = attention_case([0, 20], [0, 0])
     assert run(case).shape == (0, 16, 64)
     none = replace(case, block_tables=case.block_tables[:0], seq_lens=case.seq_lens[:0])
     assert run(replace(none, query_start_loc=case.query_start_loc[:1])).shape == (0, 16, 64)
 
 
-def test_pages_beyond_2_to_the_31_elements():
+def test_prefill_blocks_beyond_2_to_the_31_elements():
     case = attention_case([70], [3], kv_heads=4, group=1, head_dim=128)
     far = 2**31 // case.key_cache[0].numel() + 7
-    # On a CPU untouched memory costs nothing: of this pool only the last pages ever exist.
+    # On a CPU untouched memory costs nothing: of this pool only the last blocks ever exist.
     pool = torch.empty((far + len(case.key_cache), *case.key_cache.shape[1:]), dtype=case.q.dtype, device=DEVICE)
     pool[far:] = case.key_cache
     moved = replace(case, block_tables=case.block_tables + far, key_cache=pool, value_cache=pool)
@@ -181,7 +188,7 @@ def test_pages_beyond_2_to_the_31_elements():
         ),
     ],
 )
-def test_refuses(field, wrong, message):
+def test_prefill_refuses(field, wrong, message):
     case = attention_case([20, 40], [20, 3])
     with pytest.raises(ValueError, match=message):
         prefill_attention(*replace(case, **{field: wrong(case)}).prefill_arguments())

@@ -12,6 +12,8 @@ from qwen3_kernels.linear import MAX_TOKENS, add_norm_linear, dense, linear, mat
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
+from .parameters import EVERY_DTYPE
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
 
@@ -83,7 +85,7 @@ def check_fused(*shape: int, dtype: torch.dtype, residual: bool = True, bias: bo
         assert torch.equal(tensor, before[name]) or (name == "residual" and total is tensor)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize(
     "tokens",
     [
@@ -96,12 +98,12 @@ def check_fused(*shape: int, dtype: torch.dtype, residual: bool = True, bias: bo
         17,
     ],
 )
-def test_tokens(tokens: int, dtype: torch.dtype) -> None:
+def test_linear_tokens(tokens: int, dtype: torch.dtype) -> None:
     check_linear(tokens, 40, 72, dtype=dtype)
     check_fused(tokens, 40, 72, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize(
     ("outputs", "hidden"),
@@ -117,12 +119,12 @@ def test_tokens(tokens: int, dtype: torch.dtype) -> None:
         (3, 5120),  # Qwen3-32B, not a power of two
     ],
 )
-def test_sizes(outputs: int, hidden: int, tokens: int, dtype: torch.dtype) -> None:
+def test_linear_sizes(outputs: int, hidden: int, tokens: int, dtype: torch.dtype) -> None:
     check_linear(tokens, outputs, hidden, dtype=dtype, bias=False)
     check_fused(tokens, outputs, hidden, dtype=dtype, bias=False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize("tile", vector.TILES)
 @pytest.mark.parametrize("more", [-1, 0, 1])  # outputs around what one program owns, and two tiles around what two do
 def test_every_vector_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,16 +151,16 @@ def test_before_the_first_layer(tokens: int) -> None:
     assert add_norm_linear(*arguments)[1] is arguments[0]
 
 
-def test_no_tokens() -> None:
+def test_linear_no_tokens() -> None:
     inputs = Inputs(0, 5, 16, torch.float32)
     assert linear(*inputs.linear(bias=True)).shape == (0, 5)
     shapes = [t.shape for t in add_norm_linear(*inputs.add_norm_linear(residual=True, bias=True))]
     assert shapes == [(0, 5), (0, 16), (0, 16)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_a_row_that_is_longer_than_a_program_can_hold(
+def test_linear_rows_longer_than_a_program_can_hold(
     tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever would take the vector kernel then takes the other one, which walks the columns."""
@@ -186,7 +188,7 @@ class Launches:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 8])
-def test_one_launch(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_one_launch(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = [
         (vector, "linear_vector_kernel"),
         (matrix, "linear_matrix_kernel"),
@@ -202,8 +204,8 @@ def test_one_launch(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 6])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rounds_where_hugging_face_does(dtype: torch.dtype, tokens: int) -> None:
-    """Rounded once more before the weight: without it a fifth of the normalised values comes out different."""
+def test_linear_rounds_where_hugging_face_does(dtype: torch.dtype, tokens: int) -> None:
+    """Rounded once more before the weight: without it a fifth of the normalized values comes out different."""
     arguments = Inputs(tokens, 8, 1024, dtype).add_norm_linear(residual=True, bias=False)
     same = add_norm_linear(*arguments)[2] == reference.add_norm_linear(*arguments)[2]
     assert same.double().mean() > 0.995
@@ -218,14 +220,14 @@ def test_zeros_give_the_bias(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 8])
-def test_repeats_bit_by_bit(tokens: int) -> None:
+def test_linear_repeats_bit_by_bit(tokens: int) -> None:
     arguments = Inputs(tokens, 50, 300, torch.bfloat16).add_norm_linear(residual=True, bias=True)
     first, second = add_norm_linear(*arguments), add_norm_linear(*arguments)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 @pytest.mark.parametrize(("dtype", "alone"), [(torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 2)])
-def test_a_token_is_the_same_whatever_stands_beside_it(dtype: torch.dtype, alone: int) -> None:
+def test_linear_token_does_not_depend_on_the_batch(dtype: torch.dtype, alone: int) -> None:
     """In float32 to the last bit from one token on; of 16-bit types from two on, which are of one kernel."""
     x, residual, norm_weight, eps, weight, _ = Inputs(8, 30, 280, dtype).add_norm_linear(True, False)
     together = add_norm_linear(x, residual, norm_weight, eps, weight)
@@ -247,6 +249,7 @@ def test_weights_beyond_int32(tokens: int) -> None:
     assert_contract(out, exact, reference.linear(x, Dense(last)))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     tokens=st.integers(1, MAX_TOKENS + 2),
@@ -257,7 +260,7 @@ def test_weights_beyond_int32(tokens: int) -> None:
     bias=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_any_shape(
+def test_linear_any_shape(
     tokens: int, outputs: int, hidden: int, dtype: torch.dtype, residual: bool, bias: bool, seed: int
 ) -> None:
     check_linear(tokens, outputs, hidden, dtype=dtype, bias=bias, seed=seed)
@@ -269,7 +272,7 @@ def refused(message: str):
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 9])
-def test_refusals_say_what_they_got(tokens: int) -> None:
+def test_linear_refusals_say_what_they_got(tokens: int) -> None:
     x, residual, norm_weight, eps, weight, bias = Inputs(tokens, 6, 64, torch.float32).add_norm_linear(True, True)
     with refused("x must be float32, float16 or bfloat16 .*, got float64"):
         linear(x.double(), Dense(weight.data.double()))

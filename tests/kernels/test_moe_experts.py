@@ -16,6 +16,8 @@ from qwen3_kernels.moe.grouped import TILES, Tile, tile_for
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
+from .parameters import EVERY_DTYPE, slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -73,8 +75,9 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Til
 # Small path.
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 15, 16])  # 16 rows are one tile: one row, some, all but one, all
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+# 16 rows are one tile: one row, some, all but one, all.
+@pytest.mark.parametrize("tokens", [1, *slow(2, 3, 7, 15), 16])
 def test_few_tokens(tokens: int, dtype: torch.dtype) -> None:
     check(inputs(tokens, experts=5, dtype=dtype))
 
@@ -85,7 +88,7 @@ def test_few_tokens(tokens: int, dtype: torch.dtype) -> None:
         (4, 1),  # no sum over choices
         (6, 3),  # not a power of two: a choice is masked
         (5, 5),  # every token at every expert
-        (16, 16),  # most choices: two output columns of a program
+        *slow((16, 16)),  # most choices: two output columns of a program
         (128, 8),  # Qwen3-30B-A3B: hardly any expert is hit twice
         (512, 10),  # most experts
     ],
@@ -94,17 +97,17 @@ def test_few_tokens_experts_and_choices(experts: int, top_k: int) -> None:
     check(inputs(2, experts, top_k, hidden=32, intermediate=16, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize(
     ("hidden", "intermediate"),
     [
         (32, 16),  # one step of each loop, one column block of gate_up
         (33, 17),  # one more than a block in each, and rows that start anywhere
-        (128, 128),  # exactly one step of two-byte elements, two of four: nothing is masked
+        *slow((128, 128)),  # exactly one step of two-byte elements, two of four: nothing is masked
         (136, 136),  # a second step, nearly empty
     ],
 )
-def test_few_tokens_sizes(hidden: int, intermediate: int, dtype: torch.dtype) -> None:
+def test_experts_few_tokens_sizes(hidden: int, intermediate: int, dtype: torch.dtype) -> None:
     check(inputs(2, 4, 2, hidden, intermediate, dtype))
 
 
@@ -155,13 +158,13 @@ def test_rows_that_lie_apart(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [7, 40])
-def test_repeats_bit_by_bit(tokens: int) -> None:
+def test_experts_repeats_bit_by_bit(tokens: int) -> None:
     args = inputs(tokens, dtype=torch.float32)
     assert torch.equal(args.run(), args.run())
 
 
 @pytest.mark.parametrize(("tokens", "launches"), [(1, 2), (16, 2), (17, 4)])
-def test_launches(tokens: int, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_launches(tokens: int, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
 
     class Counted:
@@ -179,14 +182,15 @@ def test_launches(tokens: int, launches: int, monkeypatch: pytest.MonkeyPatch) -
     assert len(launched) == launches
 
 
-def test_no_tokens() -> None:
+def test_experts_no_tokens() -> None:
     assert inputs(0).run().shape == (0, 40)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.data())
-def test_any_shape(data: st.DataObject) -> None:
-    """Not in float32: the reference's own error, rounding alone, can be almost nothing on the few values drawn here."""
+def test_experts_any_shape(data: st.DataObject) -> None:
+    """Not in float32: the reference's own error, rounding alone, can be almost nothing on so few values."""
     experts = data.draw(st.integers(1, 8))
     check(
         inputs(
@@ -204,26 +208,29 @@ def test_any_shape(data: st.DataObject) -> None:
 # Grouped path.
 
 
-@pytest.mark.parametrize("tokens", [17, 31, 33, 63, 64, 65, 127, 129])  # around one, two, four and eight tiles of rows
+# Around one, two, four and eight tiles of rows.
+@pytest.mark.parametrize("tokens", [17, *slow(31, 33, 63, 64), 65, *slow(127, 129)])
 def test_many_tokens(tokens: int) -> None:
     check(inputs(tokens, experts=8))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize(
     ("hidden", "intermediate"),
     [
         (32, 16),  # less than a block in every direction
         (264, 136),  # more than one block and one step of each row of the table, none of them full
-        (256, 128),  # full blocks and steps: nothing is masked
-        (71, 37),  # rows that start anywhere
+        *slow(
+            (256, 128),  # full blocks and steps: nothing is masked
+            (71, 37),  # rows that start anywhere
+        ),
     ],
 )
-def test_tile_sizes(tile: Tile, hidden: int, intermediate: int, dtype: torch.dtype) -> None:
+def test_experts_tile_sizes(tile: Tile, hidden: int, intermediate: int, dtype: torch.dtype) -> None:
     check(inputs(20, 3, 2, hidden, intermediate, dtype))
 
 
-@pytest.mark.parametrize("extra", [-1, 0, 1])
+@pytest.mark.parametrize("extra", [*slow(-1, 0), 1])
 def test_around_a_full_tile(tile: Tile, extra: int) -> None:
     """One expert with a row fewer and a row more than a tile, between one with 5 rows and an empty one."""
     ids = torch.tensor([1] * (tile.block_m + extra) + [0] * 5)
@@ -277,6 +284,6 @@ def test_every_row_of_the_table_is_chosen() -> None:
         (lambda a: a._replace(x=a.x.to("meta")), "down must be .* on meta .*, got .* on"),
     ],
 )
-def test_refuses(changed, says: str) -> None:
+def test_experts_refuses(changed, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         changed(inputs(3)).run()

@@ -11,6 +11,8 @@ from qwen3_kernels.moe import route as module
 from qwen3_kernels.moe.route import route
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
+from .parameters import EVERY_DTYPE
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INFINITY = float("inf")
 
@@ -34,7 +36,7 @@ def check_route(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[to
     return weights, expert_ids
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize(
     ("experts", "top_k"),
@@ -48,23 +50,23 @@ def check_route(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[to
         (512, 10),  # most experts, 16 in each lane
     ],
 )
-def test_experts_and_choices(experts: int, top_k: int, renormalize: bool, dtype: torch.dtype) -> None:
+def test_route_experts_and_choices(experts: int, top_k: int, renormalize: bool, dtype: torch.dtype) -> None:
     check_route(logits_of(3, experts, dtype), top_k, renormalize)
 
 
 # A program is a token: none may depend on how many there are.
 @pytest.mark.parametrize("tokens", [1, 2, 17, 33])
-def test_tokens(tokens: int) -> None:
+def test_route_tokens(tokens: int) -> None:
     check_route(logits_of(tokens, 8, torch.bfloat16), 2, True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 def test_all_negative_logits(dtype: torch.dtype) -> None:
     """The lanes beyond the last expert must not win with a zero."""
     check_route(-10 - logits_of(4, 5, dtype).abs(), 5, False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 def test_equal_logits(dtype: torch.dtype) -> None:
     """All experts tie: any choice has the right weights, ours is the lowest ids."""
     weights, expert_ids = check_route(torch.full((2, 6), -3.0, dtype=dtype, device=DEVICE), 3, True)
@@ -117,16 +119,17 @@ def test_route_repeats_bit_by_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.data())
-def test_any_shape(data: st.DataObject) -> None:
-    """Not in float32: the reference's own error, rounding alone, can be almost nothing on the few values drawn here."""
+def test_route_any_shape(data: st.DataObject) -> None:
+    """Not in float32: the reference's own error, rounding alone, can be almost nothing on so few values."""
     tokens, experts = data.draw(st.integers(1, 4)), data.draw(st.integers(4, 40))
     logits = logits_of(tokens, experts, data.draw(st.sampled_from(DTYPES[1:])), data.draw(st.integers(0, 99)), 4.0)
     check_route(logits, data.draw(st.integers(1, min(experts, 16))), data.draw(st.booleans()))
 
 
-def test_no_tokens() -> None:
+def test_route_no_tokens() -> None:
     weights, expert_ids = route(torch.empty(0, 8, device=DEVICE), 2, True)
     assert weights.shape == expert_ids.shape == (0, 2)
 

@@ -24,9 +24,9 @@ def test_known_answers():
 
 def test_uniform_is_spread_evenly_and_knows_all_64_bits_of_a_seed():
     positions = torch.arange(100_000)
-    draws = uniform(torch.zeros_like(positions), positions)
-    assert draws.min() >= 0 and draws.max() < 1
-    # A mean of 100,000 draws has a standard deviation of 0.0009.
-    assert abs(draws.mean().item() - 0.5) < 0.005 and abs(draws.var().item() - 1 / 12) < 0.003
+    numbers = uniform(torch.zeros_like(positions), positions)
+    assert numbers.min() >= 0 and numbers.max() < 1
+    # A mean of 100,000 numbers has a standard deviation of 0.0009.
+    assert abs(numbers.mean().item() - 0.5) < 0.005 and abs(numbers.var().item() - 1 / 12) < 0.003
     seeds = torch.tensor([1, 1 + 2**32, -1])
     assert len(set(uniform(seeds, torch.zeros_like(seeds)).tolist())) == 3

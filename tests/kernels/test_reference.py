@@ -78,17 +78,17 @@ def test_prefill_attention_whole_prompts_and_last_chunks(q_heads):
         torch.testing.assert_close(out[rows], plain_attention(q[rows], keys[s], values[s]), atol=2e-6, rtol=1e-5)
 
 
-def test_rope_turns_pairs_by_their_angle():
+def test_rope_rotates_pairs_by_their_angle():
     """As complex numbers: (first + i second) e^(i angle), the angle at position p of pair j being p theta^(-2j/D)."""
     positions = torch.tensor([0, 3, 1, 700])
     frequencies = 1e4 ** (-torch.arange(4, dtype=torch.float64) / 4)
     angles = torch.arange(1000)[:, None] * frequencies
     table = torch.cat((angles.cos(), angles.sin()), -1)
     x = torch.randn(4, 3, 8, dtype=torch.float64)
-    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(
+    rotated = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(
         torch.ones(4, 1, 4, dtype=torch.float64), angles[positions][:, None]
     )
-    torch.testing.assert_close(ops.rope(x, positions, table), torch.cat((turned.real, turned.imag), -1))
+    torch.testing.assert_close(ops.rope(x, positions, table), torch.cat((rotated.real, rotated.imag), -1))
 
 
 def test_qk_norm_rope_cache_writes_its_slots_and_nothing_else():

@@ -9,6 +9,8 @@ from qwen3_kernels import reference, rms_norm
 from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
+from .parameters import EVERY_DTYPE, slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
 
@@ -40,7 +42,7 @@ def check_both(*shape: int, dtype: torch.dtype, seed: int = 0) -> None:
     assert_contract(out, exact, own)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize(
     "hidden",
     [
@@ -58,29 +60,29 @@ def check_both(*shape: int, dtype: torch.dtype, seed: int = 0) -> None:
         8192,  # largest size
     ],
 )
-def test_hidden_sizes(hidden: int, dtype: torch.dtype) -> None:
+def test_rms_norm_hidden_sizes(hidden: int, dtype: torch.dtype) -> None:
     check_both(3, hidden, dtype=dtype)
 
 
 # Rows are programs: none may depend on how many there are.
-@pytest.mark.parametrize("rows", [1, 2, 7, 16, 17, 65, 129, 1023])
-def test_rows(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 17, 65, *slow(129, 1023)])
+def test_rms_norm_rows(rows: int) -> None:
     check_both(rows, 96, dtype=torch.bfloat16)
 
 
-def test_leading_dimensions() -> None:
+def test_rms_norm_leading_dimensions() -> None:
     check_both(2, 3, 5, 64, dtype=torch.float16)
 
 
-def test_no_rows() -> None:
+def test_rms_norm_no_rows() -> None:
     x, residual, weight = inputs(0, 64, dtype=torch.float32)
     assert rms_norm.rms_norm(x, weight, EPS).shape == (0, 64)
     assert rms_norm.add_rms_norm(x, residual, weight, EPS)[0].shape == (0, 64)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 6e4], ids=["zeros", "eps outweighs the mean", "squares overflow float16"])
-def test_magnitudes(scale: float, dtype: torch.dtype) -> None:
+def test_rms_norm_magnitudes(scale: float, dtype: torch.dtype) -> None:
     x, _, weight = inputs(2, 256, dtype=torch.float32)
     x, weight = (x.clamp(-1, 1) * scale).to(dtype), weight.to(dtype)
     exact = reference.rms_norm(x.double(), weight.double(), EPS)
@@ -88,7 +90,7 @@ def test_magnitudes(scale: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rounds_where_hugging_face_does(dtype: torch.dtype) -> None:
+def test_rms_norm_rounds_where_hugging_face_does(dtype: torch.dtype) -> None:
     """Rounded once more before the weight: without it a fifth of the values comes out different."""
     x, residual, weight = inputs(16, 512, dtype=dtype)
     same = rms_norm.rms_norm(x, weight, EPS) == reference.rms_norm(x, weight, EPS)
@@ -98,7 +100,7 @@ def test_rounds_where_hugging_face_does(dtype: torch.dtype) -> None:
     assert same.double().mean() > 0.995
 
 
-def test_a_row_is_the_same_alone_and_again() -> None:
+def test_rms_norm_a_row_is_the_same_alone_and_again() -> None:
     x, residual, weight = inputs(9, 160, dtype=torch.bfloat16)
     out = rms_norm.rms_norm(x, weight, EPS)
     added, total = rms_norm.add_rms_norm(x, residual.clone(), weight, EPS)
@@ -110,7 +112,7 @@ def test_a_row_is_the_same_alone_and_again() -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs 9 GB of GPU memory: rows that start beyond element 2^31")
-def test_rows_beyond_int32() -> None:
+def test_rms_norm_rows_beyond_int32() -> None:
     x = torch.zeros(2**31 // 8192 + 3, 8192, dtype=torch.float16, device=DEVICE)
     x[-3:], _, weight = inputs(3, 8192, dtype=torch.float16)
     out = rms_norm.rms_norm(x, weight, EPS)[-3:]
@@ -122,6 +124,7 @@ def test_rows_beyond_int32() -> None:
     assert_contract(out[-3:], reference.rms_norm(own_sum.double(), weight.double(), EPS), own)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(1, 4),
@@ -129,7 +132,7 @@ def test_rows_beyond_int32() -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**20),
 )
-def test_any_shape(rows: int, hidden: int, dtype: torch.dtype, seed: int) -> None:
+def test_rms_norm_any_shape(rows: int, hidden: int, dtype: torch.dtype, seed: int) -> None:
     check_both(rows, hidden, dtype=dtype, seed=seed)
 
 
@@ -137,7 +140,7 @@ def refused(message: str):
     return pytest.raises(ValueError, match=message)
 
 
-def test_refusals_say_what_they_got() -> None:
+def test_rms_norm_refusals_say_what_they_got() -> None:
     x, residual, weight = inputs(4, 64, dtype=torch.float32)
     with refused(r"x must be .* contiguous memory, got .* strides \[64, 2\]"):
         rms_norm.rms_norm(x[:, ::2], weight[:32], EPS)

@@ -12,6 +12,8 @@ from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
+from .parameters import EVERY_DTYPE
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
 MAX_POSITIONS = 512
@@ -38,7 +40,7 @@ def check_rope(tokens: int, heads: int, head_dim: int, dtype: torch.dtype, seed:
     assert_contract(out, reference.rope(x.double(), positions, table), reference.rope(x, positions, table))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize(
     "heads, head_dim",
     [
@@ -114,12 +116,12 @@ class Fused:
         assert_contract(keys[written], exact_keys[written], own_keys[written])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
 @pytest.mark.parametrize(
     "q_heads, kv_heads, head_dim, block_size",
     [
         (32, 4, 128, 16),  # Qwen3-30B-A3B: four tiles of q, one of k and v
-        (64, 4, 128, 256),  # Qwen3-235B-A22B, largest pages
+        (64, 4, 128, 256),  # Qwen3-235B-A22B, largest blocks
         (4, 2, 64, 32),  # q, k and v share one tile
         (5, 3, 128, 64),  # both borders fall inside a tile
         (8, 1, 256, 128),  # tiles of 4 heads, the last one half empty
@@ -128,16 +130,16 @@ class Fused:
         (2, 1, 512, 16),  # largest heads
     ],
 )
-def test_fused(q_heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> None:
+def test_qk_norm_rope_cache(q_heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> None:
     Fused(3, q_heads, kv_heads, head_dim, block_size, dtype).check()
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 65])
-def test_fused_tokens(tokens: int) -> None:
+def test_qk_norm_rope_cache_tokens(tokens: int) -> None:
     Fused(tokens, 4, 2, 16, 16, torch.bfloat16).check()
 
 
-def test_fused_without_tokens() -> None:
+def test_qk_norm_rope_cache_without_tokens() -> None:
     case = Fused(0, 4, 2, 16, 16, torch.float32)
     q, keys, _ = case.run(rope.qk_norm_rope_cache, torch.float32)
     assert q.shape == (0, 4, 16) and bool(keys.isnan().all())
@@ -145,7 +147,7 @@ def test_fused_without_tokens() -> None:
 
 @pytest.mark.parametrize("skipped", [[0], [1, 3], [0, 1, 2, 3, 4]])
 def test_slot_of_minus_one_writes_nothing(skipped: list[int]) -> None:
-    """Its q is there all the same; the last slot of the last page, where -1 leads in Python, stays as it is."""
+    """Its q is there all the same; the last slot of the last block, where -1 leads in Python, stays as it is."""
     case = Fused(5, 4, 2, 64, 16, torch.bfloat16)
     case.slots[case.slots == math.prod(case.cache_shape[::2]) - 1] = 0
     case.slots[skipped] = -1
@@ -167,7 +169,7 @@ def test_repeats_bit_for_bit_and_a_token_is_the_same_alone() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rounds_where_hugging_face_does(dtype: torch.dtype) -> None:
+def test_rope_rounds_where_hugging_face_does(dtype: torch.dtype) -> None:
     """After the norm, after the weight and after the rotation: one rounding less changes many values."""
     case = Fused(6, 16, 2, 128, 16, dtype)
     q, own = case.run(rope.qk_norm_rope_cache, dtype)[0], case.run(reference.qk_norm_rope_cache, dtype)[0]
@@ -186,8 +188,8 @@ def test_values_keep_their_bits() -> None:
     assert bool(q.isfinite().all()) and bool(keys[block, 0, offset].isfinite().all())
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs 9 GB of GPU memory: pages that start beyond element 2^31")
-def test_pages_beyond_int32() -> None:
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs 9 GB of GPU memory: blocks that start beyond element 2^31")
+def test_blocks_beyond_int32() -> None:
     case = Fused(3, 4, 4, 128, 16, torch.bfloat16)
     small = case.run(rope.qk_norm_rope_cache, torch.bfloat16)
     first_page = 2**31 // (4 * 16 * 128)
@@ -201,6 +203,7 @@ def test_pages_beyond_int32() -> None:
         assert not large[:first_page].any()
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     tokens=st.integers(1, 3),
@@ -211,7 +214,7 @@ def test_pages_beyond_int32() -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**20),
 )
-def test_any_shape(
+def test_rope_any_shape(
     tokens: int, kv_heads: int, group: int, half: int, block_size: int, dtype: torch.dtype, seed: int
 ) -> None:
     Fused(tokens, kv_heads * group, kv_heads, 2 * half, block_size, dtype, seed).check()
@@ -243,7 +246,7 @@ def test_rope_refusals_say_what_they_got() -> None:
             rope.rope(*arguments)
 
 
-def test_fused_refusals_say_what_they_got() -> None:
+def test_qk_norm_rope_cache_refusals_say_what_they_got() -> None:
     case = Fused(2, 4, 2, 16, 16, torch.float32)
     keys, values = cache = case.cache(torch.float32)
     good = {

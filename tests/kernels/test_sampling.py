@@ -1,4 +1,4 @@
-"""sample against the reference: random numbers, thresholds, draws, and every way through the kernel."""
+"""sample against the reference: random numbers, thresholds, tokens, and every path through the kernel."""
 
 import math
 
@@ -16,7 +16,7 @@ from qwen3_kernels.testing.contract import poisoned_outputs
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INFINITY = math.inf
 
-# Positions at which seed 0 draws 1.2e-7 and 1 - 1.2e-7.
+# Positions at which the random number of seed 0 is 1.2e-7 and 1 - 1.2e-7.
 LOWEST, HIGHEST = 1_767_245, 4_826_271
 
 
@@ -46,7 +46,10 @@ def check(logits: torch.Tensor, **given: float | list) -> torch.Tensor:
     return tokens
 
 
-@pytest.fixture(params=["one block", "blocks", "narrow", "whole row"])
+SLOW_PATHS = [pytest.param(path, marks=pytest.mark.slow) for path in ("one block", "blocks", "whole row")]
+
+
+@pytest.fixture(params=["narrow", *SLOW_PATHS])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Rows and candidates in one block; in several; so few candidates that the cut must be close; no candidates."""
     sizes = {"one block": (256, 256, 256), "blocks": (64, 128, 16), "narrow": (64, 24, 16), "whole row": (64, 0, 16)}
@@ -109,7 +112,7 @@ def test_greedy_takes_the_first_of_the_best(small: None) -> None:
     assert check(logits, temperature=0).tolist() == [0, 70, 299]
 
 
-# Thresholds. In a row that ascends the lowest random number draws the first of what is kept: the threshold itself.
+# Thresholds. In an ascending row the lowest random number picks the first token that is kept: the threshold.
 
 
 def check_threshold(row: list[float] | torch.Tensor, **given: float) -> int:
@@ -117,9 +120,9 @@ def check_threshold(row: list[float] | torch.Tensor, **given: float) -> int:
     return int(check(logits, positions=[LOWEST], **given))
 
 
-def test_the_extreme_draws() -> None:
-    draws = philox.uniform(torch.zeros(2, dtype=torch.int64), torch.tensor([LOWEST, HIGHEST]))
-    assert draws[0] < 2e-7 and draws[1] > 1 - 2e-7
+def test_extreme_random_numbers() -> None:
+    numbers = philox.uniform(torch.zeros(2, dtype=torch.int64), torch.tensor([LOWEST, HIGHEST]))
+    assert numbers[0] < 2e-7 and numbers[1] > 1 - 2e-7
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def test_thresholds(filters: dict, path: str) -> None:
         [-1e4, -900.0, -70.0, -50.0, -1.0, 0.0, 1.0, 300.0],  # far apart: the cut is looked for outwards
         [1e-40, -1e-40, 0.0, -1e-45, 1e-45, 2e-40, 1e-38, -1e-38],  # denormals of either sign: weights that are all one
         [-3.0, -3.5, -4.0, -4.5, -5.0, -5.5, -6.0, -3.25],  # all negative
-        [-INFINITY, -INFINITY, -INFINITY, 1.0, 2.0, 2.5, 3.0, 0.5],  # tokens that may not be drawn
+        [-INFINITY, -INFINITY, -INFINITY, 1.0, 2.0, 2.5, 3.0, 0.5],  # tokens that may not be sampled
         [1.6e38, 1.5e38, -1.6e38, 0.0, 1.4e38, 1.0, 2.0, 3.0],  # whose differences are just not infinite
     ],
     ids=["far apart", "denormal", "negative", "forbidden", "huge"],
@@ -189,6 +192,7 @@ def test_zeros_of_either_sign_are_equal(path: str) -> None:
         assert check(row, positions=[HIGHEST], **filters).tolist() == [3]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_thresholds(data: st.DataObject) -> None:
@@ -204,10 +208,10 @@ def test_any_thresholds(data: st.DataObject) -> None:
     assert check_threshold(row.clamp(row.max() - 3 * given["temperature"]), **given) >= 0
 
 
-# Draws.
+# Tokens.
 
 
-def test_draws(path: str) -> None:
+def test_sample_rows_of_all_kinds(path: str) -> None:
     """Rows of all kinds side by side, in the order of the ids."""
     kinds = {
         "temperature": [0.0, 1.0, 0.7, 0.6, 1.3, 2.0],
@@ -219,24 +223,25 @@ def test_draws(path: str) -> None:
     check(normal(12, 150, scale=2.0), seeds=[7, -(2**40), 2**62] * 4, **given)
 
 
+@pytest.mark.slow
 def test_frequencies_are_the_probabilities(small: None) -> None:
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, -INFINITY, 1.5], device=DEVICE)
-    draws = 300
-    tokens = check(logits.expand(draws, -1).contiguous(), temperature=0.8)
+    count = 300
+    tokens = check(logits.expand(count, -1).contiguous(), temperature=0.8)
     expected = (logits / 0.8).softmax(-1)
-    error = (tokens.bincount(minlength=6) / draws - expected).abs()
+    error = (tokens.bincount(minlength=6) / count - expected).abs()
     # Four standard deviations.
-    assert bool((error <= 4 * (expected * (1 - expected) / draws).sqrt()).all())
+    assert bool((error <= 4 * (expected * (1 - expected) / count).sqrt()).all())
 
 
-def test_a_forbidden_token_is_never_drawn(small: None) -> None:
+def test_a_forbidden_token_is_never_sampled(small: None) -> None:
     """Neither by the lowest nor by the highest random number, where the running sums are flat."""
     logits = torch.full((2, 200), -INFINITY, device=DEVICE)
     logits[:, 60:140] = normal(80, scale=1.0)
     assert check(logits, positions=[LOWEST, HIGHEST]).tolist() == [60, 139]
 
 
-def test_a_row_is_the_same_alone_and_again(small: None) -> None:
+def test_sample_a_row_is_the_same_alone_and_again(small: None) -> None:
     logits = normal(3, 100)
     arguments = parameters(3, 100, top_k=30, top_p=0.9, seeds=[3, 1, 4])
     tokens = sample(logits, **arguments)
@@ -252,7 +257,7 @@ def test_the_vocabulary_of_qwen3() -> None:
     check(normal(3, 151936), **given)
 
 
-def test_no_rows() -> None:
+def test_sample_no_rows() -> None:
     assert sample(normal(0, 10), **parameters(0, 10)).shape == (0,)
 
 
@@ -268,14 +273,14 @@ def test_nothing_waits_for_the_device() -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs 9 GB of GPU memory: rows that start beyond element 2^31")
-def test_rows_beyond_int32() -> None:
+def test_sample_rows_beyond_int32() -> None:
     rows = 2**31 // 151936 + 3
     logits = torch.zeros(rows, 151936, device=DEVICE)
     logits[-1, 1234] = 50.0
     assert sample(logits, **parameters(rows, 151936, top_k=5))[-1] == 1234
 
 
-def test_refusals_say_what_they_got() -> None:
+def test_sample_refusals_say_what_they_got() -> None:
     logits, arguments = normal(4, 20), parameters(4, 20)
 
     def refused(message: str):

@@ -12,7 +12,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 # 1: one column; 96, 1000: part of a block, odd in the last; 1024 and one beside it: a block is full; several blocks.
 @pytest.mark.parametrize("rows, size", [(1, 1), (3, 96), (2, 1000), (1, 1023), (2, 1024), (1, 1025), (5, 2500)])
-def test_contract(rows, size, dtype):
+def test_swiglu(rows, size, dtype):
     torch.manual_seed(rows + size)
     gate_up = (3 * torch.randn(rows, 2 * size, device=DEVICE)).to(dtype)
     with poisoned_outputs(swiglu):
@@ -21,7 +21,7 @@ def test_contract(rows, size, dtype):
     assert torch.equal(swiglu.swiglu(gate_up), out)
 
 
-def test_extreme_gates_are_exact():
+def test_swiglu_extreme_gates_are_exact():
     gates = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4]], device=DEVICE)
     out = swiglu.swiglu(torch.cat((gates, torch.ones_like(gates)), 1))
     assert out.tolist() == [[0.0, pytest.approx(-100 * 2.718281828**-100, abs=1e-37), 0.0, 100.0, 1e4]]
@@ -31,6 +31,6 @@ def test_extreme_gates_are_exact():
 @pytest.mark.parametrize(
     "gate_up", [torch.ones(2, 3), torch.ones(4, 4).t()[:, :2], torch.ones(2, 4, dtype=torch.float64), torch.ones(4)]
 )
-def test_other_inputs_are_refused(gate_up):
+def test_swiglu_other_inputs_are_refused(gate_up):
     with pytest.raises(ValueError, match="gate_up must"):
         swiglu.swiglu(gate_up.to(DEVICE))

@@ -224,8 +224,11 @@ def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, head_dim=16)
     llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4, num_kv_blocks=160)
     generator = torch.Generator().manual_seed(3)
-    draw = lambda low, high: int(torch.randint(low, high, (1,), generator=generator))
-    plan = [([draw(0, 320) for _ in range(draw(1, 60))], draw(1, 40), draw(0, 5) == 0) for _ in range(2000)]
+
+    def number(low, high):
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    plan = [([number(0, 320) for _ in range(number(1, 60))], number(1, 40), number(0, 5) == 0) for _ in range(2000)]
     answered, cancelled, resident = [], [], []
 
     async def request(gate, prompt, new_tokens, impatient):

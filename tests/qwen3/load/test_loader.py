@@ -68,10 +68,11 @@ def test_stacked_expert_names(folder):
     def stack(tensors):
         for layer in range(3):
             prefix = f"model.layers.{layer}.mlp.experts."
-            take = lambda e, part: tensors.pop(f"{prefix}{e}.{part}_proj.weight")
-            both = [torch.cat((take(e, "gate"), take(e, "up"))) for e in range(8)]
-            tensors[prefix + "gate_up_proj"] = torch.stack(both)
-            tensors[prefix + "down_proj"] = torch.stack([take(e, "down") for e in range(8)])
+            gates, ups, downs = (
+                [tensors.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(8)] for part in ("gate", "up", "down")
+            )
+            tensors[prefix + "gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gates, ups)])
+            tensors[prefix + "down_proj"] = torch.stack(downs)
 
     edit(folder, stack)
     assert all(torch.equal(t, published[name]) for name, t in loaded(folder).items())
@@ -143,7 +144,7 @@ print(peak_bytes(torch.device("cpu")) - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
 def test_peak_memory_is_the_model_and_little_more(tmp_path):
-    """What loading adds: the model, the largest tensor, and at most 200 MB; the file is not held in memory beside it."""
+    """What loading adds: the model, the largest tensor, and at most 200 MB; the file is not held in memory too."""
     changes = {"hidden_size": 512, "vocab_size": 16384, "moe_intermediate_size": 512, "num_experts": 32}
     write_checkpoint(tmp_path, **changes)
     size = weight_bytes(tmp_path)
