@@ -18,7 +18,8 @@ SIZES = ["--prefill", "9", "--batch", "1", "3", "--context", "6", "--new-tokens"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    write_checkpoint(path, num_hidden_layers=2)
+    # Every token takes all eight experts, so that no choice depends on rounding.
+    write_checkpoint(path, num_hidden_layers=2, num_experts_per_tok=8)
     return path
 
 
@@ -95,7 +96,9 @@ def test_a_shape_of_configs_is_written_as_a_checkpoint():
         settings = {"prefill": [4], "batch": [1], "context": [4], "new_tokens": 2}
         ours = generate.Ours(folder, "bfloat16", cpu, settings)
         assert ours.llm.config.num_experts == 16 and not ours.llm.random_weights
-        assert len(ours.answers(generate.Cell("decode", 1, 4))[0].token_ids) == generate.GATE_TOKENS
+        answers = ours.answers(generate.Cell("decode", 1, 4))
+        assert [len(answer.token_ids) for answer in answers] == [generate.GATE_TOKENS] * generate.GATE_SEQUENCES
+        assert [answers[0].prompt_token_ids] == ours.prompts(generate.Cell("decode", 1, 4))
     assert not folder.exists()
 
 
