@@ -3,13 +3,20 @@
 import importlib.util
 import os
 
-# Both are read once, when NumPy and Triton are first imported.
+# All are read once, when NumPy, PyTorch and Triton are first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: threads that wait for each other beside another process take a hundred times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import torch
 
+<<<<<<< HEAD
 # How far two roundings drift apart is chance: same examples in every run, HYPOTHESIS_PROFILE=default makes new ones.
+=======
+# The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones.
+>>>>>>> docs
 hypothesis.settings.register_profile("reproducible", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
@@ -23,3 +30,8 @@ if importlib.util.find_spec("triton"):
         from qwen3_kernels.testing import interpreter
 
         interpreter.install()
+
+
+def pytest_make_parametrize_id(config, val, argname) -> str | None:
+    """Names a dtype in a test's id, bfloat16 and not dtype2; leaves everything else to pytest."""
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None

@@ -30,6 +30,7 @@ def cells() -> list[dict]:
     return json.loads(TOUR.read_text(encoding="utf-8"))["cells"]
 
 
+@pytest.mark.slow
 def test_every_cell_runs():
     pytest.importorskip("matplotlib", reason="the tour draws with matplotlib, which is not installed")
     finished = run(TOUR)
