@@ -12,11 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis
 import torch
 
-<<<<<<< HEAD
-# How far two roundings drift apart is chance: same examples in every run, HYPOTHESIS_PROFILE=default makes new ones.
-=======
 # The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones.
->>>>>>> docs
 hypothesis.settings.register_profile("reproducible", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
