@@ -18,8 +18,8 @@ lint: ## Formatter, linter and type checker; none of them changes a file
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
-bench: ## A quick benchmark beside transformers, on random weights; its record goes to ./results
-	$(PYTHON) -m benchmarks generate --model tiny-shape --output results
+bench: ## A quick benchmark beside transformers, on random weights, in about a minute; writes to ./results
+	$(PYTHON) -m benchmarks generate --model tiny-shape --dtypes float32 --rounds 2 --output results
 
 report: ## Write the tables and plots of both README files from the records in benchmarks/results
 	$(PYTHON) -m benchmarks report
