@@ -42,7 +42,9 @@ def test_a_record_says_what_was_measured_and_on_what(tmp_path):
     assert record["question"] == "How fast?" and record["figures"] == [{"ms": 1.5}]
     assert record["settings"] == {"device": "cpu", "batch": [1, 8]}
     machine = record["machine"]
-    assert machine["torch"] == torch.__version__ and machine["cpu"] and machine["threads"] == torch.get_num_threads()
+    # PyTorch itself adds its build, as in 2.13.0+cu130; the metadata of the package on PyPI does not.
+    assert torch.__version__.startswith(machine["torch"])
+    assert machine["cpu"] and machine["threads"] == torch.get_num_threads()
     assert machine["commit"] is None or len(machine["commit"].rstrip("+")) == 40
 
 

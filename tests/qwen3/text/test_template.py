@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,14 @@ HELPERS = {
 }
 
 
+# Templates to which transformers gives another text before 5.21: it leaves reasoning and null keys as they are.
+SINCE_5_21 = ("tojson", "null keys", "reasoning names")
+
+
 @pytest.mark.parametrize("name", HELPERS)
 def test_template_helpers_like_transformers(tmp_path, name):
+    if name in SINCE_5_21 and tuple(map(int, version("transformers").split(".")[:2])) < (5, 21):
+        pytest.skip("transformers 5.21 or later writes messages as this project does")
     bos = {"__type": "AddedToken", "content": "<s>"}
     folder = write_folder(tmp_path, {"bos_token": bos, "eos_token": "</s>", "chat_template": HELPERS[name]})
     messages = [
