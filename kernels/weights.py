@@ -11,6 +11,11 @@ class Dense(NamedTuple):
 
     data: Tensor  # [N, K], or [E, N, K] for the projection of E experts
 
+    @classmethod
+    def empty(cls, *shape: int, dtype: torch.dtype) -> "Dense":
+        """An uninitialized weight of [N, K] or [E, N, K], on the device of the surrounding torch.device context."""
+        return cls(torch.empty(shape, dtype=dtype))
+
     @property
     def shape(self) -> torch.Size:
         """Outputs and inputs, [N, K] or [E, N, K], in every format."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from qwen3_kernels.weights import Dense, Weight
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,6 +56,7 @@ class ModelConfig:
     dense_layers: frozenset[int] = frozenset()
     yarn: Yarn | None = None
     dtype: torch.dtype | None = None
+    weight_kind: type[Weight] = Dense  # the format of projections and experts; all else is dense
     eos_token_ids: tuple[int, ...] = ()
     source: str = field(default="config", compare=False)
 

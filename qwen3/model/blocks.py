@@ -31,11 +31,12 @@ class Attention(nn.Module):
         sizes = {"q": config.q_size, "k": config.kv_size, "v": config.kv_size}
         parts = {f"{name}.self_attn.{part}_proj": size for part, size in sizes.items()}
         bias = config.attention_bias
-        self.qkv = Linear(parts, config.hidden_size, dtype, bias=bias, cut="rows")
+        kind = config.weight_kind
+        self.qkv = Linear(parts, config.hidden_size, dtype, bias=bias, cut="rows", kind=kind)
         self.q_norm = Norm(f"{name}.self_attn.q_norm", config.head_dim, dtype)
         self.k_norm = Norm(f"{name}.self_attn.k_norm", config.head_dim, dtype)
         out = {f"{name}.self_attn.o_proj": config.hidden_size}
-        self.o = Linear(out, config.q_size, dtype, bias=bias, cut="columns")
+        self.o = Linear(out, config.q_size, dtype, bias=bias, cut="columns", kind=kind)
 
     def forward(
         self,
@@ -88,8 +89,9 @@ class DenseMLP(nn.Module):
         size, hidden = config.intermediate_size, config.hidden_size
         self.norm = Norm(f"{name}.post_attention_layernorm", hidden, dtype)
         parts = {f"{name}.mlp.gate_proj": size, f"{name}.mlp.up_proj": size}
-        self.gate_up = Linear(parts, hidden, dtype, cut="rows")
-        self.down = Linear({f"{name}.mlp.down_proj": hidden}, size, dtype, cut="columns")
+        self.gate_up = Linear(parts, hidden, dtype, cut="rows", kind=config.weight_kind)
+        down = {f"{name}.mlp.down_proj": hidden}
+        self.down = Linear(down, size, dtype, cut="columns", kind=config.weight_kind)
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, None]:
         """x, residual [T, H] -> (MLP of norm(residual + x), residual + x, no routing)."""
@@ -108,7 +110,8 @@ class SparseMoE(nn.Module):
         hidden, experts = config.hidden_size, config.num_experts
         self.norm = Norm(f"{name}.post_attention_layernorm", hidden, dtype)
         self.router = Linear({f"{name}.mlp.gate": experts}, hidden, dtype)
-        self.experts = Experts(f"{name}.mlp.experts", experts, hidden, config.moe_intermediate_size, dtype)
+        size, kind = config.moe_intermediate_size, config.weight_kind
+        self.experts = Experts(f"{name}.mlp.experts", experts, hidden, size, dtype, kind=kind)
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Routing]:
         """x, residual [T, H] -> (weighted sum of each token's experts on norm(residual + x), residual + x, routing)."""

@@ -24,8 +24,8 @@ class Footprint(NamedTuple):
 def footprint(model: Qwen3) -> Footprint:
     """Counts the parameters of `model`, whose tensors may lie on the meta device."""
     experts = [module for module in model.modules() if isinstance(module, Experts)]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    in_experts = sum(parameter.numel() for module in experts for parameter in module.parameters())
+    parameters = sum(module.num_parameters for module in model.weight_modules())
+    in_experts = sum(module.num_parameters for module in experts)
     total, expert_bytes = nbytes(model), sum(map(nbytes, experts))
     config = model.config
     return Footprint(

@@ -11,32 +11,40 @@ from qwen3_kernels.weights import Dense, Weight
 Cut = Literal["rows", "columns"] | None
 
 
-def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    """An uninitialized parameter, frozen, on the device of the surrounding torch.device context."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+def frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 def hold(module: nn.Module, weight: Weight, prefix: str = "") -> Weight:
     """Registers the tensors of `weight` as parameters of `module`; returns it, to be kept as a plain attribute."""
-    for field, tensor in weight._asdict().items():
-        module.register_parameter(prefix + field, tensor)
-    return weight
+    parameters = {field: frozen(tensor) for field, tensor in weight._asdict().items()}
+    for field, parameter in parameters.items():
+        module.register_parameter(prefix + field, parameter)
+    return type(weight)(**parameters)
 
 
 class Linear(nn.Module):
     """Published projections that read the same input, fused along their rows: x Wᵀ + b, W [sum of rows, inputs].
 
     parts: the rows of each projection by its published name, such as "model.layers.0.self_attn.q_proj".
+    kind: the format of the weight.
     """
 
     def __init__(
-        self, parts: dict[str, int], inputs: int, dtype: torch.dtype, *, bias: bool = False, cut: Cut = None
+        self,
+        parts: dict[str, int],
+        inputs: int,
+        dtype: torch.dtype,
+        *,
+        bias: bool = False,
+        cut: Cut = None,
+        kind: type[Weight] = Dense,
     ) -> None:
         super().__init__()
         rows = sum(parts.values())
         self.parts, self.cut = parts, cut
-        self.weight = hold(self, Dense(empty(rows, inputs, dtype=dtype)))
-        self.bias = empty(rows, dtype=dtype) if bias else None
+        self.weight = hold(self, kind.empty(rows, inputs, dtype=dtype))
+        self.bias = frozen(torch.empty(rows, dtype=dtype)) if bias else None
 
     def published(self) -> dict[str, Tensor]:
         """The published tensors by name, each as the view of this module's memory that holds it."""
@@ -50,6 +58,11 @@ class Linear(nn.Module):
             start = stop
         return found
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that the module stands for, in any format."""
+        return self.weight.shape.numel() + (0 if self.bias is None else self.bias.numel())
+
 
 class Embedding(nn.Module):
     """A table with a row for each token of the vocabulary, [vocab_size, hidden_size]."""
@@ -59,11 +72,15 @@ class Embedding(nn.Module):
     def __init__(self, name: str, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.name = name
-        self.weight = hold(self, Dense(empty(vocab_size, hidden_size, dtype=dtype)))
+        self.weight = hold(self, Dense.empty(vocab_size, hidden_size, dtype=dtype))
 
     def published(self) -> dict[str, Tensor]:
         """The published tensors by name; see Linear.published."""
         return self.weight.published(self.name)
+
+    @property
+    def num_parameters(self) -> int:
+        return self.weight.shape.numel()
 
 
 class Norm(nn.Module):
@@ -74,29 +91,39 @@ class Norm(nn.Module):
     def __init__(self, name: str, size: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.name = name
-        self.weight = empty(size, dtype=dtype)
+        self.weight = frozen(torch.empty(size, dtype=dtype))
 
     def published(self) -> dict[str, Tensor]:
         """The published tensors by name; see Linear.published."""
         return {f"{self.name}.weight": self.weight}
 
+    @property
+    def num_parameters(self) -> int:
+        return self.weight.numel()
+
 
 class Experts(nn.Module):
     """The SwiGLU experts of one layer: gate_up [E, 2 I, H], the gate's rows first, and down [E, H, I].
 
-    Each device holds some of the I rows of gate and up, and the same columns of down.
+    Each device holds some of the I rows of gate and up, and the same columns of down. kind: the format of the weights.
     """
 
     def __init__(
-        self, name: str, num_experts: int, hidden_size: int, intermediate_size: int, dtype: torch.dtype
+        self,
+        name: str,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        dtype: torch.dtype,
+        *,
+        kind: type[Weight] = Dense,
     ) -> None:
         super().__init__()
         self.name, self.num_experts, self.intermediate_size = name, num_experts, intermediate_size
         self.cuts: dict[str, Cut] = {"gate_proj": "rows", "up_proj": "rows", "down_proj": "columns"}
-        self.gate_up = hold(
-            self, Dense(empty(num_experts, 2 * intermediate_size, hidden_size, dtype=dtype)), "gate_up_"
-        )
-        self.down = hold(self, Dense(empty(num_experts, hidden_size, intermediate_size, dtype=dtype)), "down_")
+        gate_up = kind.empty(num_experts, 2 * intermediate_size, hidden_size, dtype=dtype)
+        down = kind.empty(num_experts, hidden_size, intermediate_size, dtype=dtype)
+        self.gate_up, self.down = hold(self, gate_up, "gate_up_"), hold(self, down, "down_")
 
     def published(self) -> dict[str, Tensor]:
         """The published tensors by name, one matrix of one expert each; see Linear.published."""
@@ -118,6 +145,10 @@ class Experts(nn.Module):
             f"{self.name}.gate_up_proj": (self.gate_up.data, both),
             f"{self.name}.down_proj": (self.down.data, downs),
         }
+
+    @property
+    def num_parameters(self) -> int:
+        return self.gate_up.shape.numel() + self.down.shape.numel()
 
 
 WeightModule = Linear | Embedding | Norm | Experts

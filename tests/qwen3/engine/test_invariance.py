@@ -35,7 +35,7 @@ def requests(vocab=300):
     return own[:4] + [shared + tokens for tokens in own[4:]]
 
 
-@pytest.fixture(scope="module", params=["tiny", *CONFIGS])
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.slow), *CONFIGS])
 def folder(request, tmp_path_factory):
     if request.param == "tiny":
         return "tiny"
@@ -219,8 +219,9 @@ def test_metrics(llm):
     assert 0 < first.inter_token_p50 <= first.inter_token_p99
 
 
-def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch):
-    """2,000 requests, 64 at once, a fifth cancelled somewhere on the way, a pool that forces preemption."""
+@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch, count):
+    """Requests, 64 at once, a fifth cancelled somewhere on the way, a pool that forces preemption."""
     write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, head_dim=16)
     llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4, num_kv_blocks=160)
     generator = torch.Generator().manual_seed(3)
@@ -228,7 +229,7 @@ def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch):
     def number(low, high):
         return int(torch.randint(low, high, (1,), generator=generator))
 
-    plan = [([number(0, 320) for _ in range(number(1, 60))], number(1, 40), number(0, 5) == 0) for _ in range(2000)]
+    plan = [([number(0, 320) for _ in range(number(1, 60))], number(1, 40), number(0, 5) == 0) for _ in range(count)]
     answered, cancelled, resident = [], [], []
 
     async def request(gate, prompt, new_tokens, impatient):
@@ -240,7 +241,7 @@ def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch):
                     await stream.aclose()
                     break
             (cancelled if impatient else answered).append(new_tokens)
-            if len(answered) + len(cancelled) in (1000, 2000):
+            if len(answered) + len(cancelled) in (count // 2, count):
                 resident.append(resident_bytes())
 
     async def serve():
@@ -250,7 +251,7 @@ def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch):
     preempted = count_calls(monkeypatch, llm.engine.scheduler, "_preempt")
     asyncio.run(serve())
     print(f"{len(answered)} answered, {len(cancelled)} cancelled, {preempted[0]} preemptions, resident {resident}")
-    assert len(answered) + len(cancelled) == 2000 and len(cancelled) > 300 and preempted[0] > 0
+    assert len(answered) + len(cancelled) == count and len(cancelled) > 0.15 * count and preempted[0] > 0
     assert idle(llm)
     assert resident[1] - resident[0] < 20e6
 
