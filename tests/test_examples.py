@@ -32,6 +32,7 @@ def test_stream():
     assert not any(line.startswith(("def ", "class ")) for line in rest), "a stop string is in the answer"
 
 
+@pytest.mark.slow
 def test_batch():
     lines = output("batch")
     *answers, likely = lines
@@ -61,6 +62,7 @@ def test_kernel():
         assert 0 < error < 2 * own
 
 
+@pytest.mark.slow
 def test_async_streams():
     *answers, summary = output("async_streams")
     assert len(answers) == 6 and all(" -> [" in answer for answer in answers)

@@ -45,6 +45,7 @@ def test_the_committed_table_holds(arch) -> None:
     assert all(report["registers"] > 0 for report in reports.values())
 
 
+@pytest.mark.slow
 def test_a_part_of_the_table_is_checked_although_the_interpreter_is_on() -> None:
     reports = checked("--arch", "sm_90", "--model", "30B", "--module", "rms_norm", "--processes", "1")
     assert [key.split("/")[3] for key in reports] == [

@@ -97,6 +97,7 @@ def test_decode_any_shape(lengths, **shape):
     check(attention_case(lengths, **shape))
 
 
+@pytest.mark.slow
 def test_batch_and_table_width_do_not_change_a_bit():
     lengths = [5, 129, 0, 700, 256]
     case = attention_case(lengths, dtype=torch.bfloat16, spare_blocks=300)

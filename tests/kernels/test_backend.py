@@ -36,6 +36,7 @@ def test_triton_that_is_not_installed_is_an_error(monkeypatch):
         backend("triton")
 
 
+@pytest.mark.slow
 def test_triton_on_a_cpu_without_the_interpreter_is_an_error():
     code = (
         "from qwen3_kernels.backend import backend\ntry: backend('triton', 'cpu')\nexcept RuntimeError as e: print(e)"

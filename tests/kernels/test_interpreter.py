@@ -289,6 +289,7 @@ def test_install_refuses_an_interpreter_without_what_it_replaces(monkeypatch):
     assert stock.InterpreterBuilder.cast_impl is cast
 
 
+@pytest.mark.slow
 def test_install_needs_the_interpreter():
     code = (
         "from qwen3_kernels.testing import interpreter\n"

@@ -45,6 +45,7 @@ def test_figures_of_a_side():
     }
 
 
+@pytest.mark.slow
 def test_the_error_of_a_process_is_reported(tmp_path):
     from qwen3 import Qwen3Error
 

@@ -142,6 +142,7 @@ print(peak_bytes(torch.device("cpu")) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
 def test_peak_memory_is_the_model_and_little_more(tmp_path):
     """What loading adds: the model, the largest tensor, and at most 200 MB; the file is not held in memory too."""

@@ -148,7 +148,7 @@ def layer_launches(tmp_path, monkeypatch, layer, tokens):
 
 
 # The last layer computes only the logit rows after a prefill's attention.
-@pytest.mark.parametrize("layer, of_prefill", [(1, 12), (2, 12)])
+@pytest.mark.parametrize("layer, of_prefill", [(1, 12), pytest.param(2, 12, marks=pytest.mark.slow)])
 def test_a_decode_step_makes_nine_launches_per_layer(tmp_path, monkeypatch, layer, of_prefill):
     prefill, decode = layer_launches(tmp_path, monkeypatch, layer, 20)
     print("prefill:", len(prefill), prefill, "\ndecode:", len(decode), decode)
