@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
@@ -14,6 +15,12 @@ from .request import Completion, Delta
 from .sequence import Sequence
 
 T = TypeVar("T")
+
+_CLOSED = "this LLM was closed before the answer ended"
+
+
+def _break_off(*arguments: object) -> None:
+    raise Qwen3Error(_CLOSED)
 
 
 class Request(NamedTuple):
@@ -71,7 +78,7 @@ class EngineLoop:
     def cancel(self, handles: Iterable[Handle]) -> None:
         """Ends requests before the next step and frees their blocks; does nothing to those that have ended."""
         sequences = [handle.sequence for handle in handles]
-        if not self._closed:
+        with suppress(Qwen3Error):  # a loop that is closed has ended them
             self._send(lambda: self._drop(sequences))
 
     def call(self, function: Callable[[], T]) -> T:
@@ -88,12 +95,17 @@ class EngineLoop:
         return future.result()
 
     def close(self) -> None:
-        """Ends the thread after the step that it runs; requests that have not ended get an error."""
+        """Ends the thread; the step that it runs breaks off at its next layer, and all requests get an error."""
         with self._sending:
             self._closed = True
             self._inbox.put(None)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread is None or self._thread is threading.current_thread():
+            return
+        # Hooks cost nothing until they are there, unlike a flag that every layer would read.
+        hooks = [layer.register_forward_pre_hook(_break_off) for layer in self._engine.runner.model.layers]
+        self._thread.join()
+        for hook in hooks:
+            hook.remove()
 
     def _send(self, message: Callable[[], object]) -> None:
         with self._sending:
@@ -107,7 +119,7 @@ class EngineLoop:
         release_threads()
 
     def _run(self) -> None:
-        reason: Exception = Qwen3Error("this LLM was closed before the answer ended")
+        reason: Exception = Qwen3Error(_CLOSED)
         try:
             while self._read_inbox():
                 self._step()

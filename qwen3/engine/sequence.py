@@ -10,7 +10,7 @@ from .params import Sampling
 from .request import Completion, Metrics, TokenLogprob
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Sequence:
     """The token ids of a prompt and of its answer so far. Only the scheduler and its block pool write here.
 

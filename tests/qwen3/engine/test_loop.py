@@ -96,6 +96,22 @@ def test_closing_ends_streams_that_are_open(llm, held):
     assert "this LLM is closed" in str(error_of(lambda: llm.logits([1, 2])))
 
 
+def test_closing_breaks_off_a_long_step_at_its_next_layer(llm, held, monkeypatch):
+    """Ctrl-C in a long prefill must not wait for its end."""
+    last = llm.model.layers[-1]
+    computed, forward = [], last.forward
+    monkeypatch.setattr(last, "forward", lambda *arguments: computed.append(1) or forward(*arguments))
+    rest = in_thread(lambda: error_of(lambda: llm.generate("one", ENDLESS)))
+    assert held.entered.wait(TIMEOUT)
+    closed = in_thread(llm.close)
+    while not llm.model.layers[1]._forward_pre_hooks:
+        pass
+    held.release()
+    assert closed() is None and computed == []
+    assert "closed before the answer ended" in str(rest())
+    assert not any(layer._forward_pre_hooks for layer in llm.model.layers), "the model stays as it was"
+
+
 def error_of(function, kind=Qwen3Error):
     with pytest.raises(kind) as caught:
         function()
