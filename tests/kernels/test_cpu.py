@@ -285,6 +285,14 @@ def test_sample(given):
     assert torch.equal(cpu.sample(logits, **parameters), reference.sample(logits, **parameters))
 
 
+def test_sample_a_row_that_keeps_all_tokens_beside_rows_with_top_k():
+    logits, parameters = normal(8, 150, scale=2), sampling_parameters(8, 150)
+    parameters["top_k"][::2] = 1
+    sampled = cpu.sample(logits, **parameters)
+    assert torch.equal(sampled, reference.sample(logits, **parameters))
+    assert torch.equal(sampled[::2], logits[::2].argmax(-1)) and not torch.equal(sampled, logits.argmax(-1))
+
+
 def test_sample_no_rows():
     assert cpu.sample(torch.empty(0, 10), **sampling_parameters(0, 10)).shape == (0,)
 

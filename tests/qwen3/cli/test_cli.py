@@ -280,6 +280,8 @@ def test_ctrl_c_exits_130(folder):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # A process in the background ignores Ctrl-C, and so do the processes that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert len(process.stdout.read(20)) == 20, "the answer is on its way"
     process.send_signal(signal.SIGINT)
