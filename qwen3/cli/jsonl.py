@@ -97,6 +97,8 @@ def whole_or_nothing(path: Path | None) -> Iterator[Callable[[str], object]]:
     if path is None:
         yield sys.stdout.write
         return
+    if path.is_dir():
+        raise Qwen3Error(f"{path}: is a folder: name a file in it")
     part = path.with_name(path.name + ".part")
     try:
         file = part.open("w", encoding="utf-8")

@@ -3,9 +3,11 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from .. import __version__
 from ..errors import Qwen3Error
@@ -31,6 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of the pipe has gone; the interpreter's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def entry() -> NoReturn:
+    """`main` as a process of its own."""
+    code = main()
+    # The engine's thread ends at its next layer; another Ctrl-C must not tear it down before.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:

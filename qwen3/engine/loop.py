@@ -67,9 +67,11 @@ class EngineLoop:
         self._engine = engine
         self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._handles: dict[Sequence, Handle] = {}
-        self._sending = threading.Lock()  # held for an instant, never during a step
-        self._thread: threading.Thread | None = None
+        # Held for an instant, never during a step. Reentrant: garbage collection may close a stream while it is held.
+        self._sending = threading.RLock()
         self._closed = False
+        self._thread = threading.Thread(target=self._run, name="qwen3-engine", daemon=True)
+        self._thread.start()
 
     def submit(self, handles: list[Handle]) -> None:
         """Queues requests, all before the next step."""
@@ -77,9 +79,8 @@ class EngineLoop:
 
     def cancel(self, handles: Iterable[Handle]) -> None:
         """Ends requests before the next step and frees their blocks; does nothing to those that have ended."""
-        sequences = [handle.sequence for handle in handles]
         with suppress(Qwen3Error):  # a loop that is closed has ended them
-            self._send(lambda: self._drop(sequences))
+            self._send(lambda: self._drop(handles))
 
     def call(self, function: Callable[[], T]) -> T:
         """Runs `function` in the engine's thread between two steps; waits for its result."""
@@ -99,21 +100,20 @@ class EngineLoop:
         with self._sending:
             self._closed = True
             self._inbox.put(None)
-        if self._thread is None or self._thread is threading.current_thread():
+        if self._thread is threading.current_thread():
             return
         # Hooks cost nothing until they are there, unlike a flag that every layer would read.
         hooks = [layer.register_forward_pre_hook(_break_off) for layer in self._engine.runner.model.layers]
-        self._thread.join()
-        for hook in hooks:
-            hook.remove()
+        try:
+            self._thread.join()
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _send(self, message: Callable[[], object]) -> None:
         with self._sending:
             if self._closed:
                 raise Qwen3Error("this LLM is closed: make a new one")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="qwen3-engine", daemon=True)
-                self._thread.start()
             self._inbox.put(message)
         # The caller most likely waits now.
         release_threads()
@@ -149,6 +149,8 @@ class EngineLoop:
             if message is None:
                 return False
             message()
+            # Kept until the next message, it would keep what its caller holds.
+            del message
 
     def _step(self) -> None:
         try:
@@ -167,17 +169,22 @@ class EngineLoop:
 
     def _add(self, handles: list[Handle]) -> None:
         for handle in handles:
-            self._engine.scheduler.add(handle.sequence)
-            self._handles[handle.sequence] = handle
+            try:
+                self._engine.scheduler.add(handle.sequence)
+            except Qwen3Error as error:
+                self._deliver(handle, error)
+            else:
+                self._handles[handle.sequence] = handle
 
-    def _drop(self, sequences: list[Sequence]) -> None:
-        for sequence in sequences:
-            if self._handles.pop(sequence, None) is not None:
-                self._engine.scheduler.finish(sequence, "cancelled")
+    def _drop(self, handles: Iterable[Handle]) -> None:
+        for handle in handles:
+            if self._handles.get(handle.sequence) is handle:
+                del self._handles[handle.sequence]
+                self._engine.scheduler.finish(handle.sequence, "cancelled")
 
     def _deliver(self, handle: Handle, item: Delta | Exception) -> None:
         try:
             handle.deliver(item)
         except RuntimeError:
             # The event loop of the reader is closed: nobody waits for this answer any more.
-            self._drop([handle.sequence])
+            self._drop([handle])

@@ -71,6 +71,9 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        for name, wanted in (("stop", "text or a list of texts"), ("stop_token_ids", "a list of token ids")):
+            if not isinstance(getattr(self, name), (list, tuple, str) if name == "stop" else (list, tuple)):
+                raise Qwen3Error(f"{name} is {getattr(self, name)!r}: it must be {wanted}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))

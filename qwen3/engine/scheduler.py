@@ -92,8 +92,11 @@ class Scheduler:
             )
 
     def add(self, sequence: Sequence) -> None:
-        """Puts `sequence` at the end of the queue; raises Qwen3Error as `check` does."""
+        """Puts `sequence` at the end of the queue; raises Qwen3Error as `check` does, and for one added before."""
         self.check(sequence.max_length)
+        if sequence.added:
+            raise Qwen3Error("a prepared request is answered once: prepare the prompt again")
+        sequence.added = True
         self.waiting.append(sequence)
 
     def schedule(self) -> Scheduled:

@@ -21,6 +21,7 @@ class Sequence:
     blocks, block_hashes: the blocks held, and the hashes of the full ones; the first num_cached_blocks are in the
         prefix cache.
     num_computed: tokens whose K and V are in the blocks.
+    added: whether the scheduler has taken it; it does so once.
     """
 
     token_ids: list[int]
@@ -35,6 +36,7 @@ class Sequence:
     cached_prompt_tokens: int = 0
     computed_prompt_tokens: int = 0
     preemptions: int = 0
+    added: bool = False
     admitted: float | None = None
     finish_reason: str | None = None
     token_times: list[float] = field(default_factory=list)

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 
 import pytest
@@ -268,6 +269,26 @@ def test_a_closed_pipe_is_quiet(folder):
     # Bytes, not text: the one that is read may be the first of a character.
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120)
     assert b"Traceback" not in done.stderr and b"BrokenPipe" not in done.stderr and len(done.stdout) == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_again_and_again_exits_130(tmp_path):
+    """In a long prefill, while the engine's thread ends."""
+    (tmp_path / "long.jsonl").write_text((json.dumps({"prompt": "word " * 900}) + "\n") * 16)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qwen3", "generate", "--repo_id", "tiny", "--raw", "--prompts-file", "long.jsonl"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert "parameters" in process.stderr.readline(), "the model is loaded"
+    for _ in range(8):
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and "terminate" not in err
 
 
 @pytest.mark.slow

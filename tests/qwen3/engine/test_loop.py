@@ -1,7 +1,9 @@
 """The engine's thread: nobody who submits or cancels waits for a step, and nobody waits for ever."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -150,3 +152,41 @@ def test_an_llm_that_nobody_uses_ends_its_thread(small):
     del llm
     thread.join(TIMEOUT)
     assert not thread.is_alive()
+
+
+def test_a_request_is_answered_once_and_another_try_harms_nobody(llm):
+    request = llm.prepare("one", SHORT)
+    stream = llm.stream("two", ENDLESS)
+    next(stream)
+    assert len(dict(llm.complete([request]))[0].token_ids) == 3
+    for again in ([request], [request, request], [llm.prepare("three", SHORT)] * 2):
+        assert "answered once" in str(error_of(lambda again=again: list(llm.complete(again))))
+    assert len(llm.generate("four", SHORT)[0].token_ids) == 3
+    assert "".join(stream)
+
+
+def test_logits_keep_neither_the_llm_nor_their_result(small):
+    llm = LLM(small, device="cpu", dtype="float32")
+    result = weakref.ref(llm.logits([1, 2, 3]))
+    thread, gone = llm._loop._thread, weakref.ref(llm)
+    llm._loop.call(lambda: None)
+    assert result() is None
+    del llm
+    gc.collect()
+    assert gone() is None
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+
+
+def test_garbage_collection_may_cancel_while_a_message_is_sent(llm):
+    """A stream in a reference cycle is closed wherever the collector runs, in the middle of another call too."""
+    llm.generate("one", SHORT)
+    handles = []
+
+    def cancel_inside():
+        with llm._loop._sending:
+            llm._loop.cancel(handles)
+            return llm._loop._inbox.qsize() >= 0
+
+    assert in_thread(cancel_inside)()
+    assert len(llm.generate("two", SHORT)[0].token_ids) == 3
