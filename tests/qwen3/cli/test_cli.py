@@ -124,6 +124,14 @@ def test_verbose_shows_the_messages(run, folder, place):
     assert len(logging.getLogger("qwen3").handlers) == 1  # the NullHandler: nothing is left of a command
 
 
+def test_an_output_that_is_a_folder_is_refused_before_any_answer(generate, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "one"}\n')
+    (tmp_path / "out").mkdir()
+    code, _, err = generate("--prompts-file", "in.jsonl", "--output", "out")
+    assert code == 2 and err == "error: out: is a folder: name a file in it\n"
+    assert not (tmp_path / "out.part").exists()
+
+
 def test_a_line_is_checked_once(generate, tmp_path, monkeypatch):
     checked, prepare = [], LLM.prepare
     monkeypatch.setattr(LLM, "prepare", lambda llm, ids, params: checked.append(params) or prepare(llm, ids, params))
