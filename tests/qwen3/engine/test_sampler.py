@@ -60,6 +60,12 @@ def test_defaults_come_from_generation_config():
         SamplingParams().resolve({"no_repeat_ngram_size": 3})
 
 
+def test_a_sequence_copies_its_token_ids():
+    ids = [1, 2]
+    Sequence(ids, Sampling(), frozenset(), 8).token_ids.append(3)
+    assert ids == [1, 2]
+
+
 def test_percentile():
     assert percentile([5.0, 1.0, 3.0], 50) == 3.0
     assert percentile([float(i) for i in range(101)], 99) == pytest.approx(99.0)
