@@ -80,8 +80,8 @@ class LLM:
         weights = None if random_weights else self.folder
         self.model = load_model(self.config, ops, self.max_model_len, self.dtype, self.device, weights, progress)
         self.engine = assemble(self.model, self.engine_config, self.max_model_len, self.backend, self.stats)
-        self._loop = EngineLoop(self.engine)
-        weakref.finalize(self, self._loop.close)
+        self.loop = EngineLoop(self.engine)
+        weakref.finalize(self, self.loop.close)
         log.info("%s on %s, %s, %s backend", self.folder, self.device, dtype_name(self.dtype), self.backend)
         log.info("KV cache of %d tokens", self.kv_cache_tokens)
 
@@ -117,13 +117,13 @@ class LLM:
 
         handles = [Handle(request, partial(deliver_end, i)) for i, request in enumerate(requests)]
         try:
-            self._loop.submit(handles)
+            self.loop.submit(handles)
             for _ in handles:
                 i, item = ended.get()
                 _raised(item)
                 yield i, handles[i].completion()
         finally:
-            self._loop.cancel(handles)
+            self.loop.cancel(handles)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """The pieces of the text as they are made; together they are the text that `generate` gives.
@@ -137,14 +137,14 @@ class LLM:
         arrived: SimpleQueue[Delta | Exception] = SimpleQueue()
         handles = [Handle(request, arrived.put)]
         try:
-            self._loop.submit(handles)
+            self.loop.submit(handles)
             delta = None
             while delta is None or delta.finish_reason is None:
                 delta = _raised(arrived.get())
                 if delta.text:
                     yield delta.text
         finally:
-            self._loop.cancel(handles)
+            self.loop.cancel(handles)
 
     async def stream_async(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[str]:
         """`stream` for an event loop, which it never holds up: the engine runs in its own thread."""
@@ -156,14 +156,14 @@ class LLM:
 
         handles = [Handle(request, deliver)]
         try:
-            self._loop.submit(handles)
+            self.loop.submit(handles)
             delta = None
             while delta is None or delta.finish_reason is None:
                 delta = _raised(await arrived.get())
                 if delta.text:
                     yield delta.text
         finally:
-            self._loop.cancel(handles)
+            self.loop.cancel(handles)
 
     def chat(self, messages: list[dict], params: SamplingParams | None = None, **template_kwargs: Any) -> Completion:
         """Answers one conversation, rendered by the model's chat template with `template_kwargs` as its variables."""
@@ -178,11 +178,11 @@ class LLM:
     def logits(self, token_ids: list[int]) -> Tensor:
         """The scores of every next token after each token of one sequence, float32 [len(token_ids), vocab_size]."""
         sequence = self._sequence(list(token_ids), SamplingParams(), "the sequence", room=0)
-        return self._loop.call(lambda: self.engine.logits(sequence))
+        return self.loop.call(lambda: self.engine.logits(sequence))
 
     def reset_prefix_cache(self) -> None:
         """Empties the prefix cache: no request after this finds anything that was computed before."""
-        self._loop.call(self.engine.scheduler.reset_prefix_cache)
+        self.loop.call(self.engine.scheduler.reset_prefix_cache)
 
     def check(self, prompt: Prompt, params: SamplingParams | None = None) -> None:
         """Raises the Qwen3Error that `generate` would raise for this prompt."""
@@ -190,7 +190,7 @@ class LLM:
 
     def close(self) -> None:
         """Ends the engine's thread after the step that it runs. Happens by itself when the LLM is not used any more."""
-        self._loop.close()
+        self.loop.close()
 
     def prepare(self, prompt: Prompt, params: SamplingParams | None = None, name: str = "the prompt") -> Request:
         """Checks a prompt and its parameters; raises Qwen3Error, which calls the prompt by `name`."""

@@ -139,9 +139,12 @@ def cells(settings: dict) -> list[Cell]:
 def in_turns(folder: Path, dtype: str, device: torch.device, settings: dict) -> Iterator[dict]:
     """A row for each cell; every turn of ours is followed by one of theirs."""
     ours, theirs = Ours(folder, dtype, device, settings), Theirs(folder, dtype, device)
+    in_engine = ours.llm.loop.call
     for cell in cells(settings):
         gate = theirs.gate(cell, ours.answers(cell))
-        sides = {"ours": ours.turn(cell), "theirs": theirs.turn(cell, settings["new_tokens"])}
+        # In the engine's thread: a second thread's OpenMP team would slow down both sides.
+        turn = in_engine(partial(theirs.turn, cell, settings["new_tokens"]))
+        sides = {"ours": ours.turn(cell), "theirs": partial(in_engine, turn)}
         times = side_by_side(sides, settings["rounds"])
         yield row_of(cell, dtype, times, ours.read(cell), gate | {"transformers": theirs.chosen}, settings)
 

@@ -131,7 +131,7 @@ def llm(small):
 def idle(llm):
     """Whether nothing runs and all blocks are free, once the engine has read its inbox."""
     scheduler = llm.engine.scheduler
-    return llm._loop.call(lambda: scheduler.idle and scheduler.pool.num_free == scheduler.pool.num_blocks)
+    return llm.loop.call(lambda: scheduler.idle and scheduler.pool.num_free == scheduler.pool.num_blocks)
 
 
 def test_a_stream_that_is_closed_gives_back_its_blocks(llm):

@@ -69,18 +69,18 @@ def test_submit_and_cancel_return_while_a_step_runs(llm, held):
         """A stream is submitted and cancelled; the step is released only after both have returned."""
         stream = llm.stream_async("two", ENDLESS)
         pending = asyncio.ensure_future(anext(stream))
-        while len(llm._loop._handles) + llm._loop._inbox.qsize() < 2:
+        while len(llm.loop._handles) + llm.loop._inbox.qsize() < 2:
             await asyncio.sleep(0)
         pending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await pending
-        assert llm._loop._inbox.qsize() == 2, "the step that is held up has read neither message"
+        assert llm.loop._inbox.qsize() == 2, "the step that is held up has read neither message"
         return llm.stats.prefill.steps
 
     assert asyncio.run(asyncio.wait_for(come_and_go(), TIMEOUT)) == 0, "no step has ended"
     held.release()
     assert len(first()[0].token_ids) == 3
-    assert llm._loop.call(lambda: llm.engine.scheduler.idle)
+    assert llm.loop.call(lambda: llm.engine.scheduler.idle)
 
 
 def test_requests_of_one_call_share_their_first_step(llm):
@@ -142,14 +142,14 @@ def test_an_event_loop_that_has_ended_stops_no_other_request(llm):
     stream = asyncio.run(leave())
     assert len(llm.generate("two", SHORT)[0].token_ids) == 3
     del stream
-    while not llm._loop.call(lambda: llm.engine.scheduler.idle):
+    while not llm.loop.call(lambda: llm.engine.scheduler.idle):
         llm.generate("two", SHORT)
 
 
 def test_an_llm_that_nobody_uses_ends_its_thread(small):
     llm = LLM(small, device="cpu", dtype="float32")
     llm.generate("one", SHORT)
-    thread = llm._loop._thread
+    thread = llm.loop._thread
     del llm
     thread.join(TIMEOUT)
     assert not thread.is_alive()
@@ -174,7 +174,7 @@ def test_a_request_is_answered_once_and_another_try_harms_nobody(llm):
 def test_logits_keep_neither_the_llm_nor_their_result(small):
     llm = LLM(small, device="cpu", dtype="float32")
     result = weakref.ref(llm.logits([1, 2, 3]))
-    thread, gone = llm._loop._thread, weakref.ref(llm)
+    thread, gone = llm.loop._thread, weakref.ref(llm)
     ended = time.monotonic() + TIMEOUT
     while result() is not None:  # no other message follows, which would drop it anyway
         assert time.monotonic() < ended, "the thread keeps the result"
@@ -192,9 +192,9 @@ def test_garbage_collection_may_cancel_while_a_message_is_sent(llm):
     handles = []
 
     def cancel_inside():
-        with llm._loop._sending:
-            llm._loop.cancel(handles)
-            return llm._loop._inbox.qsize() >= 0
+        with llm.loop._sending:
+            llm.loop.cancel(handles)
+            return llm.loop._inbox.qsize() >= 0
 
     assert in_thread(cancel_inside)()
     assert len(llm.generate("two", SHORT)[0].token_ids) == 3
