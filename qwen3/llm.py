@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .config.device import resolve_backend, resolve_device, resolve_dtype
 from .config.engine import EngineConfig
-from .config.hf import model_config, read_json
+from .config.files import read_json_if_there
+from .config.hf import model_config
 from .config.model import dtype_name
 from .engine.assemble import assemble, load_model
 from .engine.loop import EngineLoop, Handle, Request
@@ -73,7 +74,7 @@ class LLM:
             raise Qwen3Error(f"max_model_len {self.max_model_len} is beyond the {limit} tokens of {self.config.source}")
         self.random_weights = random_weights
         self._generation_file = self.folder / "generation_config.json"
-        self._generation = read_json(self._generation_file, "") if self._generation_file.is_file() else {}
+        self._generation = read_json_if_there(self._generation_file)
         self._resolve(SamplingParams())
         counted = expert_stats and self.config.num_experts > 0
         self.stats = Stats(experts=ExpertLoad(self.config, self.device) if counted else None)

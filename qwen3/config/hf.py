@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ..errors import Qwen3Error
+from .files import read_json, read_json_if_there
 from .model import DTYPES, ModelConfig, Yarn
 
 ARCHITECTURES = {"qwen3_moe": "Qwen3MoeForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -25,10 +26,8 @@ def model_config(folder: Path) -> ModelConfig:
     """Reads config.json of a folder; the eos_token_id of generation_config.json wins."""
     path = Path(folder) / "config.json"
     values = read_json(path, "a model folder holds config.json, tokenizer.json and safetensors files")
-    generation = Path(folder) / "generation_config.json"
-    if generation.is_file():
-        eos = read_json(generation, "").get("eos_token_id")
-        values = values | ({} if eos is None else {"eos_token_id": eos})
+    eos = read_json_if_there(Path(folder) / "generation_config.json").get("eos_token_id")
+    values = values | ({} if eos is None else {"eos_token_id": eos})
     return from_hf(values, str(path))
 
 
@@ -167,16 +166,3 @@ class _Reader:
         for key, value in self.left.items():
             if key not in _HARMLESS and value not in (None, False, [], {}):
                 raise Qwen3Error(f"{self.source}: field {key!r} = {json.dumps(value)} is not supported")
-
-
-def read_json(path: Path, advice: str) -> dict:
-    """Reads a JSON object from a file. Raises Qwen3Error, with `advice` for a missing file."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Qwen3Error(f"{path}: no such file{': ' if advice else ''}{advice}") from None
-    except (ValueError, OSError) as error:
-        raise Qwen3Error(f"{path}: cannot be read as JSON ({error}): download the file again") from None
-    if not isinstance(values, dict):
-        raise Qwen3Error(f"{path}: holds a JSON {type(values).__name__}, an object is needed")
-    return values

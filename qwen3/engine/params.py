@@ -28,6 +28,10 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0
+    min_tokens: int = 0  # tokens before an end-of-text or stop id may be sampled
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its score)
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that the answer must not hold
+    no_repeat_ngram_size: int = 0  # 0 allows every repetition
 
     @property
     def penalizes(self) -> bool:
@@ -118,5 +122,5 @@ class SamplingParams:
             "seed": secrets.randbits(62),
         }
         names = [f.name for f in fields(Sampling)]
-        given = {name: getattr(self, name) for name in names}
-        return Sampling(**{name: defaults[name] if given[name] is None else given[name] for name in names})
+        given = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return Sampling(**{name: defaults[name] if given[name] is None else given[name] for name in given})

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ..config.hf import read_json
+from ..config.files import is_there, read_json
 from ..errors import Qwen3Error
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -21,7 +21,7 @@ def shard_names(index: dict, source: str) -> list[str]:
 def weight_names(folder: Path) -> list[str]:
     """Returns the names of the weight files that a model folder needs, whether they are there or not."""
     path = folder / INDEX
-    return shard_names(read_json(path, ""), str(path)) if path.is_file() else [WEIGHTS]
+    return shard_names(read_json(path), str(path)) if is_there(path) else [WEIGHTS]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -36,8 +36,8 @@ def weight_files(folder: Path) -> list[Path]:
 def weight_bytes(folder: Path) -> int:
     """Returns the bytes of all tensors by the index, else the sizes of the files; reads no tensor."""
     path = folder / INDEX
-    if path.is_file():
-        total = (read_json(path, "").get("metadata") or {}).get("total_size")
+    if is_there(path):
+        total = (read_json(path).get("metadata") or {}).get("total_size")
         if isinstance(total, int):
             return total
     return sum(file.stat().st_size for file in weight_files(folder))

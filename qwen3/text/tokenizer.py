@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tokenizers
 
-from ..config.hf import read_json
+from ..config.files import read_json_if_there
 from ..errors import Qwen3Error, one_line
 from .template import ChatTemplate, read_templates
 
@@ -62,8 +62,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises nothing narrower
             raise Qwen3Error(f"{path}: cannot be read ({one_line(error)}): download the file again") from None
-        config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path, "") if config_path.is_file() else {}
+        config = read_json_if_there(folder / "tokenizer_config.json")
         return cls(backend, _named_tokens(config), read_templates(folder, config), str(folder))
 
     @property

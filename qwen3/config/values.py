@@ -1,0 +1,74 @@
+"""Checks of single values from JSON files, the command line and callers: each returns the value or raises Qwen3Error.
+
+name: what the message calls the value, with its file where it has one.
+"""
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from ..errors import Qwen3Error, brief
+
+
+def refuse(value: Any, name: str, wanted: str) -> NoReturn:
+    raise Qwen3Error(f"{name} is {brief(value)}: it must be {wanted}")
+
+
+def flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        refuse(value, name, "true or false")
+    return value
+
+
+def whole(value: Any, name: str, low: int, high: int = 2**31 - 1, wanted: str = "") -> int:
+    """A whole number of low to high; integers of NumPy and PyTorch are taken, true and false are not."""
+    wanted = wanted or f"a whole number from {low} to {high}"
+    try:
+        index = None if isinstance(value, bool) else operator.index(value)
+    except Exception:  # a tensor of several values raises ValueError
+        index = None
+    if index is None or not low <= index <= high:
+        refuse(value, name, wanted)
+    return index
+
+
+def number(value: Any, name: str, low: float, high: float, wanted: str = "", above: bool = False) -> float:
+    """A finite number of low to high; above: `low` itself is refused."""
+    wanted = wanted or f"a number {'above' if above else 'from'} {low:g} {'up ' * above}to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        refuse(value, name, wanted)
+    # Compared before it is converted: a whole number may be too large for a float.
+    if not low <= value <= high or (above and value == low) or not math.isfinite(value):
+        refuse(value, name, wanted)
+    return float(value)
+
+
+def text(value: Any, name: str, empty: bool = False) -> str:
+    """Text that is valid Unicode and, unless `empty`, has at least one character."""
+    wanted = "text" if empty else "text that is not empty"
+    if not isinstance(value, str) or not (value or empty):
+        refuse(value, name, wanted)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        refuse(value, name, "text without lone surrogates")
+    return value
+
+
+def texts(value: Any, name: str) -> tuple[str, ...]:
+    """A text, or a list of texts, none of them empty."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        refuse(value, name, "text or a list of texts")
+    return tuple(text(item, f"{name}[{i}]") for i, item in enumerate(value))
+
+
+def token_ids(value: Any, name: str, vocab_size: int = 2**31) -> list[int]:
+    """A list, NumPy array or tensor of token ids, copied."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+        refuse(value, name, "a list of token ids")
+    return [whole(item, f"{name}[{i}]", 0, vocab_size - 1) for i, item in enumerate(value)]
