@@ -225,9 +225,15 @@ class LLM:
                 f"{' with at least one to generate' * room}: shorten it or raise max_model_len"
             )
         eos = () if params.ignore_eos else self.config.eos_token_ids
-        longest = min(self.max_model_len, len(ids) + params.max_new_tokens) if room else len(ids)
+        longest = self._longest(len(ids), params.max_new_tokens) if room else len(ids)
         stop_ids = frozenset((*eos, *params.stop_token_ids))
         return Sequence(ids, self._resolve(params), stop_ids, longest, params.logprobs)
+
+    def _longest(self, prompt_length: int, max_new_tokens: int | None) -> int:
+        """The most tokens of prompt and answer together; None is what the context and the KV cache have room for."""
+        if max_new_tokens is not None:
+            return min(self.max_model_len, prompt_length + max_new_tokens)
+        return max(prompt_length + 1, min(self.max_model_len, self.kv_cache_tokens))
 
     def _resolve(self, params: SamplingParams) -> Sampling:
         return params.resolve(self._generation, str(self._generation_file))
