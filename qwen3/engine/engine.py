@@ -16,7 +16,10 @@ from .sequence import Sequence
 
 
 class Sampled(NamedTuple):
-    """A token that a step sampled; whether it is the last one is in sequence.finish_reason."""
+    """A token that a step sampled; whether it is the last one is in sequence.finish_reason.
+
+    NO_TOKEN where none could be: sequence.error says why.
+    """
 
     sequence: Sequence
     token_id: int
@@ -111,7 +114,7 @@ class Engine:
         )
         sampled = self.scheduler.commit(scheduled, token_ids, logprobs)
         for sequence in sampled:
-            if len(sequence.token_times) == 1:
+            if len(sequence.token_times) == 1 and sequence.error is None:
                 self.stats.first_token_seconds = sequence.token_times[0] - sequence.submitted
         return [Sampled(*row) for row in zip(sampled, token_ids, logprobs)]
 

@@ -27,17 +27,18 @@ class StopStrings:
     def __init__(self, stops: tuple[str, ...]):
         self.stops, self.held = stops, ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """Returns the text that no stop string can include any more, and whether a stop string followed it."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Returns the text that no stop string can include any more, and the stop string that followed it."""
         self.held += text
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        found = [(at, i) for i, stop in enumerate(self.stops) if (at := self.held.find(stop)) >= 0]
         if found:
-            out, self.held = self.held[: min(found)], ""
-            return out, True
+            at, i = min(found)
+            out, self.held = self.held[:at], ""
+            return out, self.stops[i]
         keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
         cut = len(self.held) - keep
         out, self.held = self.held[:cut], self.held[cut:]
-        return out, False
+        return out, None
 
     def finish(self) -> str:
         """Returns the text held back, now that no stop string can follow."""
@@ -59,15 +60,17 @@ class TextStream:
     def __init__(self, decoder: IncrementalDecoder | None, stops: tuple[str, ...] = ()) -> None:
         self._decoder, self._stops = decoder, StopStrings(stops)
 
-    def push(self, token_id: int, finish_reason: str | None) -> tuple[str, bool]:
-        """The text that this token makes certain, and whether a stop string ended it.
+    def push(self, token_id: int, finish_reason: str | None) -> tuple[str, str | None]:
+        """The text that this token makes certain, and the stop string that ended it.
 
-        finish_reason: why the answer ends with this token, None if it goes on; a stop token ("stop") adds no text.
+        finish_reason: why the answer ends with this token, None if it goes on; a stop token ("stop") adds no text, and
+        an "error" has no token.
         """
         if self._decoder is None:
-            return "", False
-        text, stopped = self._stops.push("" if finish_reason == "stop" else self._decoder.push(token_id))
-        if finish_reason and not stopped:
-            rest, stopped = self._stops.push(self._decoder.finish())
-            text += rest if stopped else rest + self._stops.finish()
-        return text, stopped
+            return "", None
+        silent = finish_reason in ("stop", "error")
+        text, stop = self._stops.push("" if silent else self._decoder.push(token_id))
+        if finish_reason and stop is None:
+            rest, stop = self._stops.push(self._decoder.finish())
+            text += rest if stop is not None else rest + self._stops.finish()
+        return text, stop

@@ -33,7 +33,7 @@ def run(text, stop=(), stop_ids=(), max_length=100):
 
 @given(PIECES, st.lists(st.text("ab!", min_size=1, max_size=4), max_size=3))
 def test_text_up_to_the_earliest_stop_string_however_it_is_cut(pieces, stops):
-    filter_, out, stopped = StopStrings(tuple(stops)), "", False
+    filter_, out, stopped = StopStrings(tuple(stops)), "", None
     seen = ""
     for piece in pieces:
         seen += piece
@@ -45,8 +45,10 @@ def test_text_up_to_the_earliest_stop_string_however_it_is_cut(pieces, stops):
     if not stopped:
         out += filter_.finish()
     places = [seen.find(stop) for stop in stops if stop in seen]
-    assert stopped == bool(places)
+    assert (stopped is not None) == bool(places)
     assert out == (seen[: min(places)] if places else seen)
+    if places:
+        assert stopped == next(stop for stop in stops if seen.startswith(stop, min(places)))
 
 
 def test_only_the_possible_start_of_a_stop_string_is_held_back():
@@ -60,6 +62,12 @@ def test_finish_reasons():
     assert run("abc.", stop=("c.",)) == (["a", "b", "", ""], "stop")
     assert run("ab\0c", stop_ids=(0,)) == (["a", "b", ""], "stop")
     assert run("abcdef", max_length=3) == (["a", "b", "c"], "length")
+
+
+def test_an_error_adds_no_text_of_its_own_and_gives_what_was_held_back():
+    stream = TextStream(Letters(), ("END",))
+    pieces = [stream.push(ord(character), None)[0] for character in "abEN"]
+    assert pieces == ["a", "b", "", ""] and stream.push(-1, "error") == ("EN", None)
 
 
 def test_text_held_back_is_given_at_the_end():
@@ -76,4 +84,4 @@ def test_a_stop_token_inside_a_held_stop_string_adds_no_text():
 
 
 def test_a_model_without_a_tokenizer_has_no_text():
-    assert TextStream(None).push(65, None) == ("", False) and TextStream(None).push(65, "length") == ("", False)
+    assert TextStream(None).push(65, None) == ("", None) and TextStream(None).push(65, "length") == ("", None)
