@@ -132,11 +132,11 @@ class SamplingParams:
         "above 1 makes tokens of prompt and answer less likely",
         "X",
     )
-    presence_penalty: float = _option(
-        0.0, _number(-100, 100, "-100 to 100"), "taken off the score of every token of the answer", "X"
+    presence_penalty: float | None = _option(
+        None, _number(-100, 100, "-100 to 100"), "taken off the score of every token of the answer", "X"
     )
-    frequency_penalty: float = _option(
-        0.0,
+    frequency_penalty: float | None = _option(
+        None,
         _number(-100, 100, "-100 to 100"),
         "taken off the score of a token for each time it is in the answer",
         "X",
