@@ -15,7 +15,8 @@ END, MORE = 1000, 1001
 class Letters:
     """A tokenizer whose token i is chr(i); <end> and <more> are special tokens."""
 
-    special_tokens = {"<end>": END, "<more>": MORE}
+    def __init__(self):
+        self.special_tokens = {"<end>": END, "<more>": MORE}
 
     def token_bytes(self, token, skip_special_tokens=False):
         name = next((name for name, i in self.special_tokens.items() if i == token), None)
