@@ -18,7 +18,7 @@ from .config.generation import generation_defaults
 from .config.hf import model_config
 from .config.model import dtype_name
 from .engine.arguments import Params, Prompt, Prompts, check_params, params_list, prompt_ids, prompt_list
-from .engine.assemble import assemble, load_model
+from .engine.assemble import assemble, load_model, records_graphs
 from .engine.loop import EngineLoop, Handle, Request
 from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
@@ -88,7 +88,8 @@ class LLM:
             limit = self.config.max_context
             raise Qwen3Error(f"max_model_len {self.max_model_len} is beyond the {limit} tokens of {self.config.source}")
         self.random_weights = random_weights
-        # Read before the weights, which may take minutes.
+        # What can be refused is refused before the weights, which may take minutes.
+        records_graphs(self.engine_config, self.device, self.backend)
         self.defaults = generation_defaults(self.folder, self.config.vocab_size)
         if not random_weights:
             log.debug("a tokenizer of %d tokens", self.tokenizer.vocab_size)
