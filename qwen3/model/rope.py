@@ -34,5 +34,5 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low or 0.001)).clamp(0, 1)
     return frequencies * (1 - ramp) + frequencies / yarn.factor * ramp
