@@ -23,7 +23,8 @@ from .model import DTYPES, ModelConfig, Yarn
 log = logging.getLogger("qwen3")
 
 ARCHITECTURES = {"qwen3_moe": "Qwen3Moe", "qwen3": "Qwen3"}
-MAX_LAYERS = 10_000
+# Bounds with room above every model, so that no product of them overflows and no loop is endless.
+MAX_COUNT, MAX_SIZE = 10_000, 10_000_000
 _MISSING: Any = object()
 
 
@@ -50,19 +51,19 @@ def from_hf(given: dict[str, Any], source: str = "config.json") -> ModelConfig:
     reader = _Reader(given, source)
     _check_architecture(reader, kind)
     _check_the_rest(given, source)
-    layers = reader.whole("num_hidden_layers", high=MAX_LAYERS)
-    heads = reader.whole("num_attention_heads")
-    hidden = reader.whole("hidden_size")
+    layers = reader.whole("num_hidden_layers", 1, MAX_COUNT)
+    heads = reader.whole("num_attention_heads", 1, MAX_COUNT)
+    hidden = reader.whole("hidden_size", 1, MAX_SIZE // 10)
     # transformers' defaults. A dense model's null is as many as query heads.
     kv_heads = 4 if kind == "qwen3_moe" else heads if "num_key_value_heads" in given else 32
-    kv_heads = reader.whole("num_key_value_heads", default=kv_heads)
+    kv_heads = reader.whole("num_key_value_heads", 1, MAX_COUNT, default=kv_heads)
     if heads % kv_heads:
         raise Qwen3Error(f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    head_dim = reader.whole("head_dim", default=128 if kind == "qwen3" else hidden // heads)
+    head_dim = reader.whole("head_dim", 1, MAX_COUNT, default=128 if kind == "qwen3" else hidden // heads)
     if head_dim % 2 or not head_dim:
         raise Qwen3Error(f"{source}: head_dim {head_dim} is not even: rotary embedding needs pairs")
-    vocab_size = reader.whole("vocab_size")
-    max_positions = reader.whole("max_position_embeddings")
+    vocab_size = reader.whole("vocab_size", 1, MAX_SIZE)
+    max_positions = reader.whole("max_position_embeddings", 1)
     theta, yarn = _rope(reader, max_positions)
     return ModelConfig(
         vocab_size=vocab_size,
@@ -71,7 +72,7 @@ def from_hf(given: dict[str, Any], source: str = "config.json") -> ModelConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=reader.whole("intermediate_size"),
+        intermediate_size=reader.whole("intermediate_size", 1, MAX_SIZE),
         rope_theta=theta,
         max_positions=max_positions,
         rms_norm_eps=reader.take("rms_norm_eps", values.number, 0, 1, "", True, default=1e-6),
@@ -118,18 +119,18 @@ def _dtype_name(value: Any, name: str) -> str:
 
 
 def _experts(reader: "_Reader", num_layers: int) -> dict[str, Any]:
-    local = reader.whole("num_local_experts", 0, default=None)
-    named = reader.whole("num_experts", 0, default=_MISSING if local is None else local)
+    local = reader.whole("num_local_experts", 0, MAX_COUNT, default=None)
+    named = reader.whole("num_experts", 0, MAX_COUNT, default=_MISSING if local is None else local)
     num_experts = named if local is None else local
-    top_k = reader.whole("num_experts_per_tok")
+    top_k = reader.whole("num_experts_per_tok", 1, MAX_COUNT)
     if num_experts and top_k > num_experts:
         raise Qwen3Error(f"{reader.source}: {num_experts} experts cannot serve num_experts_per_tok = {top_k}")
-    step = reader.whole("decoder_sparse_step", default=1)
+    step = reader.whole("decoder_sparse_step", 1, default=1)
     only = set(reader.take("mlp_only_layers", values.token_ids, default=()))
     return {
         "num_experts": num_experts,
         "top_k": top_k,
-        "moe_intermediate_size": reader.whole("moe_intermediate_size"),
+        "moe_intermediate_size": reader.whole("moe_intermediate_size", 1, MAX_SIZE),
         "norm_topk_prob": reader.flag("norm_topk_prob"),
         "dense_layers": frozenset(layer for layer in range(num_layers) if layer in only or (layer + 1) % step),
     }
@@ -152,14 +153,14 @@ def _rope(reader: "_Reader", max_positions: int) -> tuple[float, Yarn | None]:
     for key, value in rope.given.items():
         if facts.rope_refused(key, value, rope_type):
             raise Qwen3Error(f"{rope.source}: field {brief(key)} = {brief(value)} is not supported")
-    beside = reader.whole("original_max_position_embeddings", default=None)
+    beside = reader.whole("original_max_position_embeddings", 1, default=None)
     return theta, _yarn(rope, beside, max_positions) if rope_type == "yarn" else None
 
 
 def _yarn(rope: "_Reader", beside: int | None, max_positions: int) -> Yarn:
     """beside: original_max_position_embeddings where it stands outside of the block."""
     name = "original_max_position_embeddings"
-    within = rope.whole(name, default=None)
+    within = rope.whole(name, 1, default=None)
     original = within if beside is None else beside
     if original is None:
         original = max_positions
@@ -207,7 +208,7 @@ class _Reader:
             raise Qwen3Error(f"{name} is missing: the file is not complete")
         return default
 
-    def whole(self, key: str, low: int = 1, high: int = 2**31 - 1, default: Any = _MISSING) -> Any:
+    def whole(self, key: str, low: int, high: int = 2**31 - 1, default: Any = _MISSING) -> Any:
         return self.take(key, values.whole, low, high, default=default)
 
     def flag(self, key: str) -> bool:

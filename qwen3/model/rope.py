@@ -11,8 +11,13 @@ from ..config.model import ModelConfig
 def rope_table(config: ModelConfig, length: int) -> Tensor:
     """Cosines then sines of every position, [length, head_dim] float32, YaRN's attention factor included."""
     angles = torch.arange(length, dtype=torch.float32)[:, None] * inverse_frequencies(config)
-    magnitude = config.yarn.magnitude if config.yarn else 1.0
-    return torch.cat((angles.cos(), angles.sin()), dim=-1) * magnitude
+    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return table.mul_(config.yarn.magnitude) if config.yarn else table
+
+
+def rope_table_bytes(config: ModelConfig, length: int) -> int:
+    """The memory that `rope_table` takes while it runs: the table, its halves and the angles."""
+    return 10 * length * config.head_dim
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
