@@ -131,7 +131,8 @@ def prompt_ids(
     conversation = (messages or []) if prompt is None else [{"role": "user", "content": prompt}]
     if options.system is not None:
         conversation = [{"role": "system", "content": options.system}, *conversation]
-    return llm.render(conversation, **({} if options.thinking else {"enable_thinking": False}))
+    variables: dict[str, Any] = {} if options.thinking else {"enable_thinking": False}
+    return llm.render(conversation, **variables)
 
 
 def size_text(llm: LLM) -> str:

@@ -255,7 +255,7 @@ def test_a_closed_llm_says_so(small):
 
 
 def test_out_of_memory_says_how_much_and_what_to_lower(small, tmp_path):
-    huge = SMALL | {"model_type": "qwen3_moe", "hidden_size": 2**20, "num_experts": 128, "num_hidden_layers": 64}
+    huge = SMALL | {"model_type": "qwen3_moe", "hidden_size": 2**19, "num_experts": 128, "num_hidden_layers": 64}
     (tmp_path / "config.json").write_text(json.dumps(huge))
     with pytest.raises(Qwen3Error, match=r"needs [\d,.]+ GB, cpu has [\d,.]+ [MG]B free: .*smaller model"):
         LLM(tmp_path, device="cpu", random_weights=True)

@@ -10,6 +10,8 @@ import torch
 
 from qwen3 import LLM, EngineConfig, Qwen3Error, SamplingParams
 
+from .rigged import write_walk
+
 SHORT = SamplingParams(max_new_tokens=1, temperature=0)
 ENDLESS = range(10**15)
 # Wrong wherever it is tried, but for what RIGHT lists.
@@ -38,11 +40,17 @@ RIGHT = {
     **{(method, "params"): {"None", "another call's parameters"} for method in ("stream", "stream_async", "chat")},
     **{(method, "params"): {"None", "another call's parameters"} for method in ("check", "prepare")},
     **{(method, "messages"): {"messages"} for method in ("chat", "render")},
+    ("render", "add_generation_prompt"): {"None", "true"},
+    ("render", "continue_final_message"): {"true"},
+    ("render", "sanitize_control_tokens"): {"true"},
+    ("render", "tools"): {"None", "messages"},
     # What a message calls the prompt: it is only shown.
     ("prepare", "name"): set(WRONG),
 }
 GOOD = {
     "prompts": ["x"], "prompt": "x", "params": SHORT, "messages": WRONG["messages"], "token_ids": [1, 2], "name": "it",
+    "add_generation_prompt": None, "continue_final_message": False, "sanitize_control_tokens": False,
+    "tools": [{"type": "function", "function": {"name": "f"}}],
 }  # fmt: skip
 METHODS = [name for name, value in vars(LLM).items() if not name.startswith("_") and inspect.isfunction(value)]
 PARAMETERS = [
@@ -54,9 +62,9 @@ PARAMETERS = [
 
 
 @pytest.fixture(scope="module")
-def llm(small):
-    with LLM(small, device="cpu") as llm:
-        llm.tokenizer._template.templates["default"] = "{{ messages[0].content }}"
+def llm(tmp_path_factory):
+    template = {"chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}{{ tools }}"}
+    with LLM(write_walk(tmp_path_factory.mktemp("walk"), ["a", "b"], template), device="cpu") as llm:
         yield llm
 
 
