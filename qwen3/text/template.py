@@ -213,7 +213,7 @@ def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, ma
         for name, change in _changes(message, f"{marker}{i}").items():
             marked[i] = marked[i] | change
             changes[i, name] = change
-    tools = [_renamed(tool, f"{marker}tool{_TAIL}") for tool in prompt.tools or ()] or prompt.tools
+    tools = [_with(tool, name=f"{marker}tool{_TAIL}") for tool in prompt.tools or ()] or prompt.tools
     seen = _rendered(run, replace(prompt, messages=marked, tools=tools)) or ""
     for (i, name), change in changes.items():
         if f"{marker}{i}{name}{_TAIL}" in seen:
@@ -251,18 +251,19 @@ def _changes(message: dict, marker: str) -> dict[str, dict]:
     elif isinstance(content, list):
         changes["content"] = {"content": [{"type": "text", "text": mark}]}
     if calls := message.get("tool_calls"):
-        changes["calls"] = {"tool_calls": [_renamed(call, f"{marker}calls{_TAIL}") for call in calls]}
+        mark = f"{marker}calls{_TAIL}"
+        changes["calls"] = {"tool_calls": [_with(call, name=mark, arguments={mark: mark}) for call in calls]}
     for key in message.keys() - {"role", "content", "tool_calls", *REASONING_KEYS} - SILENT_KEYS:
         if message[key] not in ("", [], {}, False):
             changes[key] = {key: f"{marker}{key}{_TAIL}"}
     return changes
 
 
-def _renamed(call: dict, name: str) -> dict:
-    """A tool call, or the schema of a tool, with another name."""
+def _with(call: dict, **changes: Any) -> dict:
+    """A tool call, or the schema of a tool, whose function has other values."""
     if isinstance(call.get("function"), dict):
-        return call | {"function": call["function"] | {"name": name}}
-    return call | {"name": name}
+        return call | {"function": call["function"] | changes}
+    return call | changes
 
 
 def _protected(prompt: _Prompt, protect: Callable[[str, bool], str]) -> _Prompt:
