@@ -43,7 +43,7 @@ RIGHT = {
     ("render", "add_generation_prompt"): {"None", "true"},
     ("render", "continue_final_message"): {"true"},
     ("render", "sanitize_control_tokens"): {"true"},
-    ("render", "tools"): {"None", "messages"},
+    ("render", "tools"): {"None", "messages", "a list of dicts"},
     # What a message calls the prompt: it is only shown.
     ("prepare", "name"): set(WRONG),
 }

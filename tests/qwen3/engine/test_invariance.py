@@ -223,7 +223,7 @@ def test_metrics(llm):
 def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch, count):
     """Requests, 64 at once, a fifth cancelled somewhere on the way, a pool that forces preemption."""
     write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, head_dim=16)
-    llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4, num_kv_blocks=160)
+    llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4, num_kv_blocks=64)
     generator = torch.Generator().manual_seed(3)
 
     def number(low, high):
