@@ -98,14 +98,41 @@ def test_preemption(folder, alone, recorded):
     assert idle(llm)
 
 
-def test_open_streams_run_in_one_batch(folder, alone):
+def test_streams_that_are_read_in_turn(folder, alone):
     llm = load(folder)
     expected = [completion.text for completion in llm.generate(requests(), GREEDY)]
-    before = llm.stats.decode.steps
     streams = [llm.stream(prompt, GREEDY) for prompt in requests()]
-    texts = ["".join(column) for column in zip(*itertools.zip_longest(*streams, fillvalue=""))]
-    assert texts == expected
-    assert llm.stats.decode.steps - before < 9 * 19, "each stream alone would take 19 steps"
+    assert ["".join(column) for column in zip(*itertools.zip_longest(*streams, fillvalue=""))] == expected
+    assert idle(llm)
+
+
+def test_open_streams_run_in_one_batch(folder, alone, monkeypatch):
+    """All nine wait while the first one's first step is held up; then 19 steps are enough for all."""
+    llm, texts, entered, all_wait = load(folder), {}, threading.Event(), threading.Event()
+    expected = [completion.text for completion in llm.generate(requests(), GREEDY)]
+    before, layer = llm.stats.decode.steps, llm.model.layers[0]
+    forward = layer.forward
+
+    def held(*arguments):
+        entered.set()
+        assert all_wait.wait(60)
+        return forward(*arguments)
+
+    monkeypatch.setattr(layer, "forward", held)
+    threads = [
+        threading.Thread(target=lambda i=i, prompt=prompt: texts.update({i: "".join(llm.stream(prompt, GREEDY))}))
+        for i, prompt in enumerate(requests())
+    ]
+    for thread in threads:
+        thread.start()
+    assert entered.wait(60)
+    while len(llm.loop._handles) + llm.loop._inbox.qsize() < len(threads):
+        pass
+    all_wait.set()
+    for thread in threads:
+        thread.join(60)
+    assert [texts[i] for i in range(len(threads))] == expected
+    assert llm.stats.decode.steps - before <= 20, "each stream alone would take 19 steps"
 
 
 def test_async_streams(folder, alone):

@@ -36,26 +36,45 @@ def alone(tokens, max_new_tokens):
 
 
 class Blocks:
-    """A cache of one number per slot, the token itself, and a step that reads a context through its blocks."""
+    """A cache of one number per slot, the token itself, and a step that reads a context through its blocks.
+
+    A block that is allocated loses what it held.
+    """
 
     def __init__(self, pool):
         self.pool, self.memory = pool, {}
+        allocate = pool.allocate
 
-    def run(self, scheduler, scheduled):
+        def emptying(sequence, num_tokens):
+            held = len(sequence.blocks)
+            allocated = allocate(sequence, num_tokens)
+            for block in sequence.blocks[held:]:
+                for offset in range(pool.block_size):
+                    self.memory.pop((block, offset), None)
+            return allocated
+
+        pool.allocate = emptying
+
+    def run(self, scheduler, scheduled, broken=()):
+        """broken: places in scheduled.sampling from which nothing can be sampled."""
         size = self.pool.block_size
         # All writes of a step come before its reads, as in a layer.
         written = [slot for q, start, n, _ in scheduled.work for slot in slots(q.blocks, size, start, start + n)]
         assert len(set(written)) == len(written), "two tokens of a step go to one slot"
         for q, start, n, _ in scheduled.work:
             for at in range(start, start + n):
-                self.memory[q.blocks[at // size], at % size] = q.token_ids[at]
+                slot = q.blocks[at // size], at % size
+                shared = self.pool.ref_counts[slot[0]] > 1
+                assert not (shared and slot in self.memory), "a shared block is written twice"
+                self.memory[slot] = q.token_ids[at]
         assert scheduled.sampling == [item for item in scheduled.work if item.stop == len(item.sequence.token_ids)]
         sampled = []
         for q, _, _, _ in scheduled.sampling:
             history = [self.memory[q.blocks[at // size], at % size] for at in range(len(q.token_ids))]
             assert history == q.token_ids, "a block holds what does not belong to this sequence"
             sampled.append(next_token(history))
-        return scheduler.commit(scheduled, sampled, [None] * len(sampled))
+        errors = {i: "broken" for i in broken if i < len(sampled)}
+        return scheduler.commit(scheduled, sampled, [None] * len(sampled), errors)
 
 
 class Serving(RuleBasedStateMachine):
@@ -102,8 +121,8 @@ class Serving(RuleBasedStateMachine):
         self.scheduler.finish(request, "cancelled")
         assert not request.blocks and request.finish_reason == "cancelled"
 
-    @rule(predict=st.booleans())
-    def step(self, predict=True):
+    @rule(predict=st.booleans(), broken=st.sampled_from([(), (), (0,), (1, 2)]))
+    def step(self, predict=True, broken=()):
         scheduler = self.scheduler
         oldest = (scheduler.running or list(scheduler.waiting))[:1]
         running = list(scheduler.running)
@@ -124,7 +143,11 @@ class Serving(RuleBasedStateMachine):
         if following is not None:
             assert following.is_decode and all(item.sequence.max_length > item.stop for item in following.work)
         live = len(self.live)
-        self.blocks.run(scheduler, scheduled)
+        held = [(item.sequence, list(item.sequence.blocks)) for item in scheduled.sampling]
+        self.blocks.run(scheduler, scheduled, broken)
+        for q, blocks in held:
+            if q.finish_reason == "error":
+                assert not q.blocks and not set(blocks) & set(self.pool._hashes), "what is broken is shared"
         self.collect()
         all_go_on = following is not None and len(following.work) == live == len(self.live)
         self.predicted = following if all_go_on else None
@@ -139,7 +162,11 @@ class Serving(RuleBasedStateMachine):
     def collect(self):
         for request in [r for r in self.live if r.finish_reason]:
             self.live.remove(request)
-            assert request.token_ids == self.expected[request]
+            expected = self.expected[request]
+            if request.finish_reason == "error":
+                assert request.error == "broken" and request.token_ids == expected[: len(request.token_ids)] != expected
+                continue
+            assert request.token_ids == expected and request.error is None
             ended = request.token_ids[-1] == STOP
             assert request.finish_reason == ("stop" if ended else "length") and len(request.token_times) > 0
 
