@@ -24,7 +24,7 @@ from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
 from .errors import Qwen3Error
-from .load.hub import resolve
+from .load.resolve import resolve
 from .measure.expert_load import ExpertLoad
 from .measure.stats import Stats
 from .text.stream import IncrementalDecoder, TextStream
