@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .ops import NO_TOKEN
 from .paged_cache import PagedCache
 from .philox import uniform
 from .reference import embedding
@@ -322,10 +323,12 @@ def sample(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
     """Ranks only as many tokens as the largest top-k, and none if all rows are greedy."""
-    if not bool(temperature.any()):
-        return logits.argmax(-1)
-    greedy = temperature == 0
+    # The largest of a row with NaN is NaN.
     best, best_ids = logits.max(-1, keepdim=True)
+    best_ids = torch.where(best.isfinite(), best_ids, NO_TOKEN)[:, 0]
+    if not bool(temperature.any()):
+        return best_ids
+    greedy = temperature == 0
     divisor = torch.where(greedy, 1.0, temperature)[:, None]
     scaled = logits / divisor
     threshold = best / divisor + min_p[:, None].log()
@@ -342,4 +345,4 @@ def sample(
     cumulative = scaled.masked_fill(scaled < threshold, float("-inf")).softmax(-1).cumsum(-1)
     sampled = uniform(seeds, positions)[:, None] * cumulative[:, -1:]
     tokens = (cumulative > sampled).to(torch.uint8).argmax(-1)
-    return torch.where(greedy, best_ids[:, 0], tokens)
+    return torch.where(greedy | (best_ids == NO_TOKEN), best_ids, tokens)

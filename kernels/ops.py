@@ -18,6 +18,8 @@ from torch import Tensor
 from .paged_cache import PagedCache
 from .weights import Weight
 
+NO_TOKEN = -1  # what `sample` gives for a row from which nothing can be sampled
+
 
 class Ops(Protocol):
     """The type of a backend module."""
@@ -135,6 +137,7 @@ class Ops(Protocol):
     ) -> Tensor:
         """One token id per row, a function of its logits, its parameters and (seed, position) alone.
 
+        NO_TOKEN for a row that has NaN or +inf, or nothing above -inf; a logit of -inf is never sampled beside others.
         logits [S, V] float32; temperature [S] float32, 0 is greedy and takes the first of the largest logits; top_k
         [S] int64, V keeps all; top_p [S] float32, 1 keeps all; min_p [S] float32, 0 keeps all; seeds [S] int64;
         positions [S] int64 of the sampled token -> [S] int64. In the order of transformers: temperature, top-k, top-p

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .ops import NO_TOKEN
 from .paged_cache import PagedCache
 from .philox import uniform
 from .weights import Weight
@@ -153,4 +154,6 @@ def sample(
     threshold = ranked.masked_fill(~kept_mask, float("inf")).amin(-1, keepdim=True)
     cumulative = scaled.masked_fill(scaled < threshold, float("-inf")).softmax(-1).cumsum(-1)
     sampled = uniform(seeds, positions)[:, None] * cumulative[:, -1:]
-    return torch.where(greedy, logits.argmax(-1), (cumulative > sampled).to(torch.uint8).argmax(-1))
+    tokens = torch.where(greedy, logits.argmax(-1), (cumulative > sampled).to(torch.uint8).argmax(-1))
+    # The largest of a row with NaN is NaN.
+    return torch.where(logits.amax(-1).isfinite(), tokens, NO_TOKEN)

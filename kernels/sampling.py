@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import require
+from .ops import NO_TOKEN
 
 BLOCK = 4096  # logits per step of a pass over a row; three steps in flight are 48 KB
 CAPACITY = 4096  # candidates of a row
@@ -152,12 +153,13 @@ def sample_kernel(
     candidates_ptr,  # [S, CAPACITY] float32, workspace
     candidate_ids_ptr,  # [S, CAPACITY] int32, workspace
     V,
+    NO_TOKEN: tl.constexpr,
     BLOCK: tl.constexpr,
     CAPACITY: tl.constexpr,
     CANDIDATES_BLOCK: tl.constexpr,
     PROBES: tl.constexpr,
 ):
-    """tokens[s] = the token sampled from row s. Grid: (S,). A program owns one row."""
+    """tokens[s] = the token sampled from row s, or NO_TOKEN. Grid: (S,). A program owns one row."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * V
     # Each lane keeps the id of its first largest logit; the lowest of these ids is the first of the row.
@@ -167,12 +169,14 @@ def sample_kernel(
         index = begin + tl.arange(0, BLOCK)
         logits = tl.load(logits_ptr + index, mask=index < V, other=float("-inf"))
         lane_id = tl.where(logits > lane_best, index, lane_id)
-        lane_best = tl.maximum(lane_best, logits)
-    best = tl.max(lane_best, 0)
+        lane_best = tl.maximum(lane_best, logits, propagate_nan=tl.PropagateNan.ALL)
+    best = tl.max(lane_best, 0)  # of the lanes that are not NaN
+    has_nan = tl.max((lane_best != lane_best).to(tl.int32), 0)
+    finite = (has_nan == 0) & (tl.abs(best) < float("inf"))
     temperature = tl.load(temperature_ptr + row)
-    if temperature == 0:
+    if (temperature == 0) | (not finite):
         best_id = tl.min(tl.where(lane_best == best, lane_id, V), 0)
-        tl.store(tokens_ptr + row, best_id.to(tl.int64))
+        tl.store(tokens_ptr + row, tl.where(finite, best_id, NO_TOKEN).to(tl.int64))
         return
 
     inverse = 1 / temperature
@@ -272,6 +276,7 @@ def sample(
             candidates,
             candidate_ids,
             vocabulary,
+            NO_TOKEN=NO_TOKEN,
             BLOCK=BLOCK,
             CAPACITY=CAPACITY,
             CANDIDATES_BLOCK=CANDIDATES_BLOCK,

@@ -87,6 +87,11 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
         sequence.blocks, sequence.num_cached_blocks = [], 0
 
+    def uncache(self, sequence: Sequence) -> None:
+        """Takes the blocks that `sequence` holds out of the prefix cache; those who hold them go on."""
+        for block in sequence.blocks:
+            self._evict(block)
+
     def reset_prefix_cache(self) -> None:
         """Invalidates the prefix cache; blocks in use stay allocated."""
         self._hashes.clear()

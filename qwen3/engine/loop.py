@@ -41,19 +41,25 @@ class Handle:
         self.sequence, self.stream = request
         self.deliver = deliver
         self.finish_reason: str | None = None
+        self.stop_string: str | None = None
         self._text: list[str] = []
 
     def push(self, sampled: Sampled) -> Delta:
-        """Turns a sampled token into a delta; sets finish_reason with the last one."""
-        text, stopped = self.stream.push(sampled.token_id, self.sequence.finish_reason)
-        self.finish_reason = "stop" if stopped else self.sequence.finish_reason
+        """Turns a sampled token, or the error in its place, into a delta; sets finish_reason with the last one."""
+        text, stop = self.stream.push(sampled.token_id, self.sequence.finish_reason)
         self._text.append(text)
+        error = self.sequence.error
+        if error is not None:
+            self.finish_reason = "error"
+            return Delta(text, None, None, "error", error)
+        self.finish_reason = "stop" if stop is not None else self.sequence.finish_reason
+        self.stop_string = stop
         return Delta(text, sampled.token_id, sampled.logprob, self.finish_reason)
 
     def completion(self) -> Completion:
         """The whole answer, once finish_reason is set."""
         assert self.finish_reason is not None, "the answer has not ended yet"
-        return self.sequence.completion("".join(self._text), self.finish_reason)
+        return self.sequence.completion("".join(self._text), self.finish_reason, self.stop_string)
 
 
 class EngineLoop:

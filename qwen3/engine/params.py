@@ -1,19 +1,14 @@
 """What a request asks of its answer: SamplingParams as the caller gives them, Sampling with every default filled in."""
 
-import math
 import secrets
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
 
+from ..config import values
+from ..config.generation import GenerationDefaults
 from ..errors import Qwen3Error
-
-# Fields of generation_config.json that do not change which token comes next.
-_HARMLESS = {
-    "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "max_new_tokens", "max_length", "use_cache",
-    "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "_from_model_config",
-    "output_logits", "cache_implementation", "trust_remote_code", "chat_format", "max_window_size",
-}  # fmt: skip
-# What transformers writes for switches that are off.
-_NEUTRAL: tuple = (None, False, 0, 1, 1.0, [], {}, 50)
 
 
 @dataclass(frozen=True)
@@ -39,9 +34,46 @@ class Sampling:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
+def _option(
+    default: Any, check: Callable[[Any, str], Any], help: str, metavar: str | None = None, **settings: Any
+) -> Any:
+    """A field of SamplingParams: how its value is checked, and the help text of its flag."""
+    return field(default=default, metadata={"check": check, "help": help, "metavar": metavar}, **settings)
+
+
+def _number(low: float, high: float, wanted: str, above: bool = False) -> Callable[[Any, str], float]:
+    return partial(values.number, low=low, high=high, wanted=wanted, above=above)
+
+
+def _whole(low: int, high: int, wanted: str) -> Callable[[Any, str], int]:
+    return partial(values.whole, low=low, high=high, wanted=wanted)
+
+
+def _token_ids(value: Any, name: str) -> tuple[int, ...]:
+    return tuple(values.token_ids(value, name))
+
+
+def _logit_bias(value: Any, name: str) -> dict[int, float]:
+    """Token ids, which JSON writes as strings, and what is added to their scores."""
+    if not isinstance(value, dict):
+        values.refuse(value, name, "an object of token ids and numbers, such as {1234: -100}")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        is_text = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10
+        token_id = values.whole(int(key) if is_text else key, f"a token id of {name}", 0)
+        if token_id in biases:
+            raise Qwen3Error(f"{name} has token id {token_id} twice: leave one out")
+        biases[token_id] = values.number(bias, f"{name}[{token_id}]", -100, 100)
+    return biases
+
+
+_LENGTH = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """The parameters of one request; None takes the model's generation_config.json, else greedy and no filter.
+    """The parameters of one request. None is "not said" for every one of them: the model's generation_config.json says
+    it then, else sampling is greedy without a filter or a penalty.
 
     temperature: 0 is greedy.
     top_k: sample among the k most likely tokens; 0 or -1 keeps all.
@@ -49,78 +81,114 @@ class SamplingParams:
     min_p: leave out tokens less likely than this share of the most likely one.
     repetition_penalty: divides the scores of tokens of prompt and answer (Keskar et al., 2019).
     presence_penalty, frequency_penalty: subtracted from the scores of tokens of the answer, once or per occurrence.
-    max_new_tokens: the longest answer in tokens.
-    stop: texts that end the answer and are not part of it.
+    max_new_tokens: the longest answer in tokens; None goes on to the end of the context.
+    stop: texts that end the answer and are not part of it. The name of a special token is found although it is no text.
+        Not looked for in the first min_tokens tokens.
     stop_token_ids: ids that end the answer, beside the model's own.
     ignore_eos: go on after the model's own end-of-text ids.
     seed: the same seed samples the same tokens, alone or in a batch.
     logprobs: how many of the most likely tokens to report beside each sampled one, as natural logarithms of the
         model's own distribution, before temperature, penalties and filters.
+    min_tokens: no end-of-text id and no stop id is sampled before the answer has as many tokens.
+    logit_bias: {token id: number}, added to the scores of these tokens; the keys may be strings, as in JSON.
+    bad_words: texts that the answer must not hold, as the tokens that they are encoded to, with and without a space
+        before them; the same text cut into other tokens is not found.
+    no_repeat_ngram_size: no sequence of this many tokens comes twice in prompt and answer; 0 allows it.
+    include_stop_str_in_output: the text holds the stop string that ended it, or the text of the stop token.
+    skip_special_tokens: leave special tokens out of the text.
 
-    Raises Qwen3Error for a value out of range.
+    Raises Qwen3Error for a value of another type or out of range.
     """
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float = 0.0
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    max_new_tokens: int = 256
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    seed: int | None = None
-    logprobs: int | None = None
+    temperature: float | None = _option(
+        None, _number(0, 100, "0 (greedy) to 100"), "0 is greedy; higher is more random", "X"
+    )
+    top_k: int | None = _option(
+        None,
+        _whole(-1, _LENGTH, "-1 or 0 (all tokens), or 1 and more"),
+        "sample among the K most likely tokens; 0 keeps all",
+        "K",
+    )
+    top_p: float | None = _option(
+        None,
+        _number(0, 1, "above 0 and up to 1", above=True),
+        "sample among the most likely tokens that hold this share of the probability",
+        "X",
+    )
+    min_p: float | None = _option(
+        None, _number(0, 1, "0 to 1"), "leave out tokens less likely than this share of the most likely one", "X"
+    )
+    repetition_penalty: float | None = _option(
+        None,
+        _number(0, 100, "above 0 and up to 100", above=True),
+        "above 1 makes tokens of prompt and answer less likely",
+        "X",
+    )
+    presence_penalty: float | None = _option(
+        None, _number(-100, 100, "-100 to 100"), "taken off the score of every token of the answer", "X"
+    )
+    frequency_penalty: float | None = _option(
+        None,
+        _number(-100, 100, "-100 to 100"),
+        "taken off the score of a token for each time it is in the answer",
+        "X",
+    )
+    max_new_tokens: int | None = _option(
+        None, _whole(1, _LENGTH, "1 or more"), "tokens to generate at most (default: what is left of the context)", "N"
+    )
+    stop: tuple[str, ...] = _option((), values.texts, "end before this text; repeatable", "TEXT")
+    stop_token_ids: tuple[int, ...] = _option((), _token_ids, "end with this token id; repeatable", "ID")
+    ignore_eos: bool = _option(False, values.flag, "go on after the model's own end of text")
+    seed: int | None = _option(
+        None, _whole(-(2**63), 2**63 - 1, "a whole number of 64 bits"), "the same seed gives the same text", "N"
+    )
+    logprobs: int | None = _option(
+        None, _whole(0, 100, "0 to 100"), "report this many of the most likely tokens beside each sampled one", "N"
+    )
+    min_tokens: int | None = _option(
+        None, _whole(0, _LENGTH, "0 or more"), "tokens to generate before the answer may end", "N"
+    )
+    # Left out of the hash: a dict has none.
+    logit_bias: Mapping[int, float] | None = _option(
+        None, _logit_bias, "add a number to the score of a token", "ID=X", hash=False
+    )
+    bad_words: tuple[str, ...] | None = _option(
+        None, values.texts, "a text that the answer must not hold; repeatable", "TEXT"
+    )
+    no_repeat_ngram_size: int | None = _option(
+        None, _whole(0, _LENGTH, "0 (off) or more"), "no sequence of N tokens comes twice; 0 allows it", "N"
+    )
+    include_stop_str_in_output: bool = _option(False, values.flag, "keep the stop text that ended the answer")
+    skip_special_tokens: bool = _option(True, values.flag, "show special tokens in the text")
 
     def __post_init__(self) -> None:
-        for name, wanted in (("stop", "text or a list of texts"), ("stop_token_ids", "a list of token ids")):
-            if not isinstance(getattr(self, name), (list, tuple, str) if name == "stop" else (list, tuple)):
-                raise Qwen3Error(f"{name} is {getattr(self, name)!r}: it must be {wanted}")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        self._check("temperature", float, lambda v: 0 <= v <= 100, "0 (greedy) to 100")
-        self._check("top_k", int, lambda v: v >= -1, "-1 or 0 (all tokens), or 1 and more")
-        self._check("top_p", float, lambda v: 0 < v <= 1, "above 0 and up to 1")
-        self._check("min_p", float, lambda v: 0 <= v <= 1, "0 to 1")
-        self._check("repetition_penalty", float, lambda v: 0 < v <= 100, "above 0 and up to 100")
-        self._check("presence_penalty", float, lambda v: -100 <= v <= 100, "-100 to 100")
-        self._check("frequency_penalty", float, lambda v: -100 <= v <= 100, "-100 to 100")
-        self._check("max_new_tokens", int, lambda v: v >= 1, "1 or more")
-        self._check("seed", int, lambda v: -(2**63) <= v < 2**63, "a whole number of 64 bits")
-        self._check("logprobs", int, lambda v: 0 <= v <= 100, "0 to 100")
-        if not all(isinstance(s, str) and s for s in stop):
-            raise Qwen3Error("stop: each stop string must be text that is not empty")
-        if not all(isinstance(i, int) and i >= 0 for i in self.stop_token_ids):
-            raise Qwen3Error("stop_token_ids: each must be a token id, 0 or more")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            checked = option.default if value is None else option.metadata["check"](value, option.name)
+            object.__setattr__(self, option.name, checked)
+        if self.max_new_tokens is not None and (self.min_tokens or 0) > self.max_new_tokens:
+            raise Qwen3Error(
+                f"min_tokens is {self.min_tokens}, max_new_tokens {self.max_new_tokens}: lower one or raise the other"
+            )
 
-    def _check(self, name: str, kind: type, allowed, wanted: str) -> None:
-        value = getattr(self, name)
-        if value is None and type(self).__dataclass_fields__[name].default is None:
-            return
-        number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not allowed(value):
-            raise Qwen3Error(f"{name} is {value!r}: it must be {wanted}")
+    def resolve(self, defaults: GenerationDefaults, bad_words: tuple[tuple[int, ...], ...] = ()) -> Sampling:
+        """Fills in what was not said from the model's defaults. bad_words: the token ids of the field's texts."""
 
-    def resolve(self, generation: dict, source: str = "generation_config.json") -> Sampling:
-        """Fills in every None. generation: the values of generation_config.json, which `source` names.
+        def said(name: str) -> Any:
+            value = getattr(self, name)
+            return getattr(defaults, name) if value is None else value
 
-        Raises Qwen3Error for a field that would change the tokens and is not supported.
-        """
-        known = {f.name for f in fields(self)} | _HARMLESS | {"do_sample"}
-        for key, value in generation.items():
-            if key not in known and value not in _NEUTRAL:
-                raise Qwen3Error(f"{source}: field {key!r} = {value!r} is not supported")
-        sampled = generation.get("do_sample", "temperature" in generation)
-        defaults = {
-            "temperature": generation.get("temperature", 1.0) if sampled else 0.0,
-            "top_k": generation.get("top_k", 0) if sampled else 0,
-            "top_p": generation.get("top_p", 1.0) if sampled else 1.0,
-            "repetition_penalty": generation.get("repetition_penalty", 1.0),
-            "seed": secrets.randbits(62),
-        }
-        names = [f.name for f in fields(Sampling)]
-        given = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return Sampling(**{name: defaults[name] if given[name] is None else given[name] for name in given})
+        return Sampling(
+            temperature=said("temperature"),
+            top_k=said("top_k"),
+            top_p=said("top_p"),
+            min_p=said("min_p"),
+            repetition_penalty=said("repetition_penalty"),
+            presence_penalty=said("presence_penalty"),
+            frequency_penalty=said("frequency_penalty"),
+            seed=secrets.randbits(62) if self.seed is None else self.seed,
+            min_tokens=said("min_tokens"),
+            logit_bias=defaults.logit_bias if self.logit_bias is None else tuple(self.logit_bias.items()),
+            bad_words=defaults.bad_words_ids if self.bad_words is None else bad_words,
+            no_repeat_ngram_size=said("no_repeat_ngram_size"),
+        )

@@ -14,7 +14,7 @@ class TokenLogprob(NamedTuple):
 
 @dataclass(frozen=True)
 class Metrics:
-    """Counts and seconds of one request; times count from when it was submitted.
+    """Counts and seconds of one request; times count from when it was submitted, 0 where there was no token.
 
     cached_prompt_tokens: found in the KV cache when the request was admitted.
     computed_prompt_tokens: computed, twice where a preemption took them away.
@@ -35,20 +35,31 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one prompt. token_ids ends with the stop token if one ended it; text does not hold it."""
+    """The answer to one prompt. token_ids ends with the stop token if one ended it; text does not hold it.
+
+    finish_reason: "stop", "length", or "error" for an answer that broke off.
+    stop_reason: the stop string or the id of the stop token that ended it; None for the model's own end of text.
+    error: why it broke off.
+    """
 
     prompt_token_ids: list[int]
     token_ids: list[int]
     text: str
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str
     logprobs: list[TokenLogprob] | None
     metrics: Metrics
+    stop_reason: int | str | None = None
+    error: str | None = None
 
 
 class Delta(NamedTuple):
-    """One token of an answer and the text that it made certain, which may be empty."""
+    """One token of an answer and the text that it made certain, which may be empty.
+
+    The delta of an error has no token: it ends the answer before one.
+    """
 
     text: str
-    token_id: int
+    token_id: int | None
     logprob: TokenLogprob | None
     finish_reason: str | None  # set in the last delta
+    error: str | None = None  # set where finish_reason is "error"

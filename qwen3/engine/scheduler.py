@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -141,10 +142,17 @@ class Scheduler:
             return None
         return Scheduled(tuple(Work(item.sequence, item.stop, 1, True) for item in scheduled.work))
 
-    def commit(self, scheduled: Scheduled, token_ids: list[int], logprobs: list[TokenLogprob | None]) -> list[Sequence]:
+    def commit(
+        self,
+        scheduled: Scheduled,
+        token_ids: list[int],
+        logprobs: list[TokenLogprob | None],
+        errors: Mapping[int, str] | None = None,
+    ) -> list[Sequence]:
         """Records that a step was computed and what it sampled; sequences that end give back their blocks.
 
-        token_ids, logprobs: one for each item of `scheduled.sampling`. Returns the sequences that got a token.
+        token_ids, logprobs: one for each item of `scheduled.sampling`. errors: why those at these places have no token
+        and end. Returns the sequences that sampled.
         """
         sampled = [item.sequence for item in scheduled.sampling]
         for sequence, start, num_tokens, _ in scheduled.work:
@@ -152,7 +160,13 @@ class Scheduler:
                 sequence.computed_prompt_tokens += min(num_tokens, sequence.prompt_length - start)
             sequence.num_computed = start + num_tokens
         now = time.perf_counter()
-        for sequence, token, logprob in zip(sampled, token_ids, logprobs):
+        for i, (sequence, token, logprob) in enumerate(zip(sampled, token_ids, logprobs)):
+            if errors and i in errors:
+                sequence.error = errors[i]
+                # What it computed may not be finite either.
+                self.pool.uncache(sequence)
+                self.finish(sequence, "error")
+                continue
             sequence.token_times.append(now)
             sequence.token_ids.append(token)
             if logprob is not None:
