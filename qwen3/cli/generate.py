@@ -1,24 +1,25 @@
 """`qwen3 generate`: the answer to one prompt, or to every prompt of a JSONL file."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from ..errors import Qwen3Error
-from .jsonl import answer_lines, read_lines, whole_or_nothing
-from .options import (
-    add_answering,
-    load_model,
-    print_statistics,
-    prompt_ids,
-    prompt_options,
-    sampling_params,
-)
+from ..engine.params import SamplingParams
+from ..errors import Qwen3Error, brief, one_line
+from .interrupt import ends_at_once
+from .options import PromptOptions, add_answering, prompt_ids, prompt_options, sampling_params
+from .streams import require_stdout
+
+# A prompt has no more bytes than the longest context has room for.
+_MAX_BYTES = 64 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="the prompt")
-    what.add_argument(
+    parser.add_argument(
+        "text", nargs="*", metavar="PROMPT", help="the prompt; - reads it from stdin, as a pipe is read"
+    )
+    parser.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as an option")
+    parser.add_argument(
         "--prompts-file",
         type=Path,
         metavar="IN.JSONL",
@@ -31,22 +32,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if len(args.text) > 1:
+        raise Qwen3Error(
+            f"the prompt has {len(args.text)} parts, {brief(args.text[1])} is the second: put it in quotes"
+        )
+    given = {"PROMPT": args.text or None, "--prompt": args.prompt, "--prompts-file": args.prompts_file}
+    if len(ways := [name for name, value in given.items() if value is not None]) > 1:
+        raise Qwen3Error(f"{ways[0]} and {ways[1]} were given: one of them is enough")
     if args.output and not args.prompts_file:
         raise Qwen3Error("--output goes with --prompts-file: a single answer is printed")
-    if args.prompt is not None and not args.prompt:
-        raise Qwen3Error("--prompt is empty: give some text")
+    # Everything that can be wrong without a model is, before PyTorch is imported.
     params, options = sampling_params(args), prompt_options(args)
-    code = 0
     if args.prompts_file:
-        lines = read_lines(args.prompts_file)
-        # The output is opened before the model is loaded: minutes may lie between.
-        with whole_or_nothing(args.output) as write:
-            llm = load_model(args)
-            code = answer_lines(llm, lines, write, params, options, str(args.prompts_file))
-    else:
-        llm = load_model(args)
-        for piece in llm.stream(prompt_ids(llm, options, prompt=args.prompt), params):
+        return _answer_file(args, params, options)
+    prompt = _prompt(args.text[0] if args.text else args.prompt)
+    require_stdout()
+    with ends_at_once():
+        from .answer import Answer
+        from .model import load_model, print_statistics
+    llm = load_model(args, chats=False)
+    answer = Answer(llm, prompt_ids(llm, options, prompt=prompt), params)
+    begun = False
+    try:
+        for piece in answer:
+            begun = True
             print(piece, end="", flush=True)
-        print()
+    finally:
+        if begun:
+            print(flush=True)
+    answer.report()
+    print_statistics(args, llm)
+    return 0
+
+
+def _answer_file(args: argparse.Namespace, params: SamplingParams, options: PromptOptions) -> int:
+    with ends_at_once():
+        from .jsonl import answer_lines, read_lines, whole_or_nothing
+        from .model import load_model, print_statistics
+    lines = read_lines(args.prompts_file)
+    # The output is opened before the model is loaded: minutes may lie between.
+    with whole_or_nothing(args.output) as write:
+        llm = load_model(args, chats=False)
+        code = answer_lines(llm, lines, write, params, options, str(args.prompts_file))
     print_statistics(args, llm)
     return code
+
+
+def _prompt(given: str | None) -> str:
+    """Returns the prompt that was given, or stdin's text for `-` and where a pipe stands in for a prompt."""
+    ways = "give it as an argument, through a pipe, with --prompt, or many with --prompts-file"
+    if given is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise Qwen3Error(f"there is no prompt: {ways}")
+    prompt = read_stdin(ways) if given in (None, "-") else given
+    if not prompt:
+        raise Qwen3Error(f"the prompt is empty: {ways}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise Qwen3Error("the prompt is not UTF-8 text: convert it first") from None
+    return prompt
+
+
+def read_stdin(advice: str) -> str:
+    """Returns all of stdin without its last line end: `echo` and editors add one."""
+    if sys.stdin is None:
+        raise Qwen3Error(f"stdin is closed: {advice}")
+    try:
+        data = sys.stdin.buffer.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise Qwen3Error(f"stdin cannot be read ({one_line(error)}): {advice}") from None
+    if len(data) > _MAX_BYTES:
+        raise Qwen3Error(f"stdin has more than {_MAX_BYTES / 1e6:.0f} MB, which no context has room for: {advice}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Qwen3Error(f"stdin is not UTF-8 text ({one_line(error)}): convert it first") from None
+    return text.removesuffix("\n").removesuffix("\r")

@@ -69,7 +69,7 @@ def one_line_error(result):
 def test_generate_prints_text_and_nothing_else(generate, folder):
     code, out, err = generate("--prompt", "hello", "--temperature", 0)
     assert code == 0 and out.endswith("\n") and str(folder) in err
-    assert re.search(r" · cpu · float32 · cpu$", err.strip())
+    assert re.search(r" · cpu · float32 · cpu$", err, re.MULTILINE)
     assert generate("--prompt", "hello", "--temperature", 0)[1] == out
     assert generate("--prompt", "hello", "--temperature", 0, "--no-kv-cache")[1] == out
     assert generate("--prompt", "hello", "--temperature", 0, "--raw")[1] != out
