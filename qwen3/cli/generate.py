@@ -7,7 +7,7 @@ from pathlib import Path
 from ..engine.params import SamplingParams
 from ..errors import Qwen3Error, brief, one_line
 from .interrupt import ends_at_once
-from .options import PromptOptions, add_answering, prompt_ids, prompt_options, sampling_params
+from .options import PromptOptions, add_answering, prompt_ids, prompt_options, sampling_params, text
 from .streams import require_stdout
 
 # A prompt has no more bytes than the longest context has room for.
@@ -16,9 +16,9 @@ _MAX_BYTES = 64 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "text", nargs="*", metavar="PROMPT", help="the prompt; - reads it from stdin, as a pipe is read"
+        "text", nargs="*", type=text, metavar="PROMPT", help="the prompt; - reads it from stdin, as a pipe is read"
     )
-    parser.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as an option")
+    parser.add_argument("-p", "--prompt", type=text, metavar="PROMPT", help="the same as an option")
     parser.add_argument(
         "--prompts-file",
         type=Path,
@@ -86,10 +86,6 @@ def _prompt(given: str | None) -> str:
     prompt = read_stdin(ways) if given in (None, "-") else given
     if not prompt:
         raise Qwen3Error(f"the prompt is empty: {ways}")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise Qwen3Error("the prompt is not UTF-8 text: convert it first") from None
     return prompt
 
 

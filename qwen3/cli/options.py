@@ -28,7 +28,7 @@ class Options(Protocol):
 def add_answering(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `generate` and `chat` share."""
     add_model(parser)
-    parser.add_argument("--system", metavar="TEXT", help="system message, put before the conversation")
+    parser.add_argument("--system", type=text, metavar="TEXT", help="system message, put before the conversation")
     parser.add_argument("--no-thinking", action="store_true", help="ask the chat template to leave out thinking")
     sampling = parser.add_argument_group("sampling (what is not given comes from the model's generation_config.json)")
     for option in fields(SamplingParams):
@@ -42,6 +42,15 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
         metavar="OUT.JSON",
         help="write each layer's expert load, entropy and distinct experts per step, and a heat map beside it (.png)",
     )
+
+
+def text(word: str) -> str:
+    """Checks a text of the command line, for argparse: bytes that are no UTF-8 come as lone surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8 text: convert it first") from None
+    return word
 
 
 def add_model(parser: Options) -> None:
@@ -73,9 +82,9 @@ def _add_field(parser: Options, option: Field, default: Any) -> None:
         return
     settings["metavar"] = option.metadata["metavar"]
     if kind is tuple:
-        part = get_args(_unoptional(option))[0]
+        is_text = get_args(_unoptional(option))[0] is str
         parser.add_argument(
-            *names, action="append" if part is str else "extend", type=str if part is str else _ids, **settings
+            *names, action="append" if is_text else "extend", type=text if is_text else _ids, **settings
         )
     elif issubclass(kind, Mapping):
         parser.add_argument(*names, action=_Merge, type=_biases, **settings)

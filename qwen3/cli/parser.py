@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         return words
 
     def _unknown(self, kind: str, word: str, names: list[str]) -> NoReturn:
-        close = get_close_matches(word, names, n=1)
+        close = get_close_matches(word.replace("_", "-"), names, n=1)
         self.error(f"there is no {kind} {brief(word)}{f', did you mean {close[0]}?' if close else ''}")
 
 
