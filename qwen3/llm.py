@@ -1,10 +1,8 @@
 """LLM: a model, its tokenizer and its engine behind a few calls: generate, stream, chat, logits."""
 
-import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from collections.abc import Sequence as Sequenceable
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,28 +11,41 @@ from typing import Any
 
 from torch import Tensor
 
+from .config import values
 from .config.device import resolve_backend, resolve_device, resolve_dtype
 from .config.engine import EngineConfig
-from .config.files import read_json_if_there
+from .config.generation import generation_defaults
 from .config.hf import model_config
 from .config.model import dtype_name
+from .engine.arguments import Params, Prompt, Prompts, params_list, prompt_ids, prompt_list
 from .engine.assemble import assemble, load_model
 from .engine.loop import EngineLoop, Handle, Request
 from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
-from .errors import Qwen3Error
+from .engine.streams import AsyncStream, Stream, raised
+from .errors import Qwen3Error, brief
 from .load.hub import resolve
 from .measure.expert_load import ExpertLoad
 from .measure.stats import Stats
-from .text.stream import IncrementalDecoder, TextStream
+from .text.stream import TextStream
 from .text.tokenizer import Tokenizer
 
 log = logging.getLogger("qwen3")
 
-Prompt = str | list[int]
-Prompts = str | Sequenceable[str] | Sequenceable[list[int]]
-Params = SamplingParams | Sequenceable[SamplingParams] | None
+
+class RenderedChat(list[int]):
+    """The token ids of a conversation, as `LLM.render` gives them: the tokenizer's end of turn ends its answer, too."""
+
+
+class BrokenOff(Qwen3Error):
+    """Answers that ended with an error. `completions` holds all answers of the call, in order."""
+
+    def __init__(self, completions: list[Completion]) -> None:
+        bad = [i for i, answer in enumerate(completions) if answer.finish_reason == "error"]
+        where = "" if len(completions) == 1 else f"prompt {bad[0]}, one of {len(bad)} of {len(completions)}: "
+        super().__init__(f"the answer broke off: {where}{completions[bad[0]].error}")
+        self.completions = completions
 
 
 class LLM:
@@ -59,6 +70,10 @@ class LLM:
         expert_stats: bool = False,
         **options: Any,
     ) -> None:
+        if not isinstance(engine_config, EngineConfig | None):
+            values.refuse(engine_config, "engine_config", "an EngineConfig")
+        progress, random_weights = values.flag(progress, "progress"), values.flag(random_weights, "random_weights")
+        expert_stats = values.flag(expert_stats, "expert_stats")
         unknown = options.keys() - EngineConfig.__dataclass_fields__.keys()
         if unknown:
             raise Qwen3Error(f"LLM has no option {min(unknown)!r}: see the fields of qwen3.EngineConfig")
@@ -73,9 +88,10 @@ class LLM:
             limit = self.config.max_context
             raise Qwen3Error(f"max_model_len {self.max_model_len} is beyond the {limit} tokens of {self.config.source}")
         self.random_weights = random_weights
-        self._generation_file = self.folder / "generation_config.json"
-        self._generation = read_json_if_there(self._generation_file)
-        self._resolve(SamplingParams())
+        # Read before the weights, which may take minutes.
+        self.defaults = generation_defaults(self.folder, self.config.vocab_size)
+        if not random_weights:
+            log.debug("a tokenizer of %d tokens", self.tokenizer.vocab_size)
         counted = expert_stats and self.config.num_experts > 0
         self.stats = Stats(experts=ExpertLoad(self.config, self.device) if counted else None)
         weights = None if random_weights else self.folder
@@ -96,20 +112,37 @@ class LLM:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_folder(self.folder)
 
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def generate(self, prompts: Prompts, params: Params = None) -> list[Completion]:
         """Continues every prompt, as it stands (no chat template); the answers are in the order of the prompts.
 
+        prompts: a text, the token ids of one prompt, or a list of texts and lists of ids; arrays of ids, too.
         params: one for all prompts, or a list with one for each.
+
+        Raises BrokenOff, which holds all answers, once the others have ended where one ended with an error.
         """
         answers = dict(self.generate_each(prompts, params))
-        return [answers[i] for i in range(len(answers))]
+        listed = [answers[i] for i in range(len(answers))]
+        if any(answer.finish_reason == "error" for answer in listed):
+            raise BrokenOff(listed)
+        return listed
 
     def generate_each(self, prompts: Prompts, params: Params = None) -> Iterator[tuple[int, Completion]]:
-        """The same, each (index, completion) as soon as it is ready."""
+        """The same, each (index, completion) as soon as it is ready; one with finish_reason "error" is not raised."""
         return self.complete(self._requests(prompts, params))
 
     def complete(self, requests: list[Request]) -> Iterator[tuple[int, Completion]]:
         """Answers prepared requests together, each (index, completion) as soon as it is ready."""
+        if not isinstance(requests, (list, tuple)) or not all(isinstance(request, Request) for request in requests):
+            values.refuse(requests, "requests", "a list of what LLM.prepare returns")
+        return self._complete(requests)
+
+    def _complete(self, requests: list[Request]) -> Iterator[tuple[int, Completion]]:
         ended: SimpleQueue[tuple[int, Delta | Exception]] = SimpleQueue()
 
         def deliver_end(i: int, item: Delta | Exception) -> None:
@@ -121,64 +154,38 @@ class LLM:
             self.loop.submit(handles)
             for _ in handles:
                 i, item = ended.get()
-                _raised(item)
+                raised(item)
                 yield i, handles[i].completion()
         finally:
             self.loop.cancel(handles)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """The pieces of the text as they are made; together they are the text that `generate` gives.
 
-        Streams that are open at the same time run in one batch. A stream that is closed, or whose reader breaks off,
-        ends and gives back its memory.
+        Streams that are open at the same time run in one batch. `completion` of a stream is the whole answer, with its
+        finish_reason, once it has ended.
         """
-        return self._pieces(self.prepare(prompt, params))
+        return Stream(self.loop, self.prepare(prompt, params))
 
-    def _pieces(self, request: Request) -> Iterator[str]:
-        arrived: SimpleQueue[Delta | Exception] = SimpleQueue()
-        handles = [Handle(request, arrived.put)]
-        try:
-            self.loop.submit(handles)
-            delta = None
-            while delta is None or delta.finish_reason is None:
-                delta = _raised(arrived.get())
-                if delta.text:
-                    yield delta.text
-        finally:
-            self.loop.cancel(handles)
-
-    async def stream_async(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[str]:
+    def stream_async(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncStream:
         """`stream` for an event loop, which it never holds up: the engine runs in its own thread."""
-        request = await asyncio.to_thread(self.prepare, prompt, params)
-        event_loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Delta | Exception]()
-
-        def deliver(item: Delta | Exception) -> None:
-            event_loop.call_soon_threadsafe(arrived.put_nowait, item)
-
-        handles = [Handle(request, deliver)]
-        try:
-            self.loop.submit(handles)
-            delta = None
-            while delta is None or delta.finish_reason is None:
-                delta = _raised(await arrived.get())
-                if delta.text:
-                    yield delta.text
-        finally:
-            self.loop.cancel(handles)
+        return AsyncStream(self.loop, partial(self.prepare, prompt, params))
 
     def chat(self, messages: list[dict], params: SamplingParams | None = None, **template_kwargs: Any) -> Completion:
         """Answers one conversation, rendered by the model's chat template with `template_kwargs` as its variables."""
         return self.generate([self.render(messages, **template_kwargs)], params)[0]
 
-    def render(self, messages: list[dict], **template_kwargs: Any) -> list[int]:
+    def render(self, messages: list[dict], **template_kwargs: Any) -> RenderedChat:
         """The token ids of a conversation in the model's chat template, ready for the answer."""
         text = self.tokenizer.apply_chat_template(messages, **template_kwargs)
         # The template itself writes what begins a text.
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return RenderedChat(self.tokenizer.encode(text, add_special_tokens=False))
 
     def logits(self, token_ids: list[int]) -> Tensor:
         """The scores of every next token after each token of one sequence, float32 [len(token_ids), vocab_size]."""
-        sequence = self._sequence(list(token_ids), SamplingParams(), "the sequence", room=0)
+        ids = prompt_ids(token_ids, "token_ids", self.config.vocab_size, self.max_model_len)
+        self._check_length(len(ids), "token_ids", room=0)
+        sequence = Sequence(ids, Sampling(), frozenset(), len(ids))
         return self.loop.call(lambda: self.engine.logits(sequence))
 
     def reset_prefix_cache(self) -> None:
@@ -195,51 +202,90 @@ class LLM:
 
     def prepare(self, prompt: Prompt, params: SamplingParams | None = None, name: str = "the prompt") -> Request:
         """Checks a prompt and its parameters; raises Qwen3Error, which calls the prompt by `name`."""
+        if params is not None and not isinstance(params, SamplingParams):
+            values.refuse(params, "params", "SamplingParams")
         wanted = params or SamplingParams()
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if self.random_weights and wanted.stop:
+        if self.random_weights and (wanted.stop or wanted.bad_words):
             raise Qwen3Error(f"{name}: stop strings need text, and random weights give none: use stop_token_ids")
-        sequence = self._sequence(ids, wanted, name)
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = prompt_ids(prompt, name, self.config.vocab_size, self.max_model_len)
+        sequence = self._sequence(ids, wanted, name, isinstance(prompt, RenderedChat))
         self.engine.scheduler.check(sequence.max_length)
-        decoder = None if self.random_weights else IncrementalDecoder(self.tokenizer)
-        return Request(sequence, TextStream(decoder, wanted.stop))
+        text = TextStream(
+            None if self.random_weights else self.tokenizer,
+            wanted.stop,
+            sequence.sampling.min_tokens,
+            wanted.include_stop_str_in_output,
+            wanted.skip_special_tokens,
+        )
+        return Request(sequence, text)
 
     def _requests(self, prompts: Prompts, params: Params) -> list[Request]:
-        listed: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
-        each = list(params) if isinstance(params, Sequenceable) else [params] * len(listed)
-        if len(each) != len(listed):
-            raise Qwen3Error(f"{len(each)} SamplingParams for {len(listed)} prompts: give one for all or one for each")
+        listed = prompt_list(prompts)
+        each = params_list(params, len(listed))
         names = ["the prompt"] if len(listed) == 1 else [f"prompt {i}" for i in range(len(listed))]
         return [self.prepare(*arguments) for arguments in zip(listed, each, names)]
 
-    def _sequence(self, ids: list[int], params: SamplingParams, name: str, room: int = 1) -> Sequence:
-        """room: how many tokens the context must have left."""
-        if not ids:
-            raise Qwen3Error(f"{name} is empty: it needs at least one token")
+    def _sequence(self, ids: list[int], params: SamplingParams, name: str, is_chat: bool) -> Sequence:
+        """is_chat: the end of turn that the tokenizer names ends the answer, beside the model's own ids."""
+        self._check_length(len(ids), name, room=1)
         vocab_size = self.config.vocab_size
-        if bad := [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab_size]:
-            raise Qwen3Error(f"{name} has token id {bad[0]!r}: the model knows 0 to {vocab_size - 1}")
-        if len(ids) + room > self.max_model_len:
+        for field, given in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
+            if any(i >= vocab_size for i in given):
+                raise Qwen3Error(f"{name}: {field} has {max(given)}: the model knows token ids 0 to {vocab_size - 1}")
+        ends = set() if params.ignore_eos else {*self.config.eos_token_ids, *(self._end_of_turn if is_chat else ())}
+        reasons: dict[int, int | str] = {i: i for i in params.stop_token_ids if i not in ends}
+        if params.stop:
+            special = self.tokenizer.special_tokens
+            reasons |= {special[stop]: stop for stop in params.stop if stop in special}
+        sampling = params.resolve(self.defaults, self._bad_words(params.bad_words or ()))
+        longest = self._longest(len(ids), params, name)
+        return Sequence(ids, sampling, frozenset({*ends, *reasons}), longest, params.logprobs, reasons)
+
+    @cached_property
+    def _end_of_turn(self) -> tuple[int, ...]:
+        token_id = self.tokenizer.eos_token_id
+        return () if token_id is None else (token_id,)
+
+    def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """The token ids of each word, at the beginning of a text and after a space where these are other ones."""
+        found = []
+        for word in words:
+            plain, spaced = (
+                tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in (word, f" {word}")
+            )
+            if not plain:
+                raise Qwen3Error(f"bad_words has {brief(word)}, which has no token: leave it out")
+            found += [plain] if spaced[-len(plain) :] == plain else [plain, spaced]
+        return tuple(found)
+
+    def _longest(self, prompt_length: int, params: SamplingParams, name: str) -> int:
+        """The most tokens of prompt and answer together: what the context holds, unless a shorter answer was said.
+
+        Where the KV cache is smaller than the context, an answer whose length nobody said ends with it.
+        """
+        new_tokens, defaults = params.max_new_tokens, self.defaults
+        if new_tokens is None:
+            new_tokens = defaults.max_new_tokens
+        if new_tokens is not None:
+            return min(self.max_model_len, prompt_length + new_tokens)
+        if defaults.max_length is None:
+            return max(prompt_length + 1, min(self.max_model_len, self.kv_cache_tokens))
+        if prompt_length >= defaults.max_length:
             raise Qwen3Error(
-                f"{name} has {len(ids)} tokens, the context has room for {self.max_model_len}"
+                f"{name} has {prompt_length} tokens, max_length of {self.folder}/generation_config.json is "
+                f"{defaults.max_length}: give max_new_tokens"
+            )
+        return min(self.max_model_len, defaults.max_length)
+
+    def _check_length(self, length: int, name: str, room: int) -> None:
+        """room: how many tokens the context must have left."""
+        if not length:
+            raise Qwen3Error(f"{name} is empty: it needs at least one token")
+        if length + room > self.max_model_len:
+            raise Qwen3Error(
+                f"{name} has {length} tokens, the context has room for {self.max_model_len}"
                 f"{' with at least one to generate' * room}: shorten it or raise max_model_len"
             )
-        eos = () if params.ignore_eos else self.config.eos_token_ids
-        longest = self._longest(len(ids), params.max_new_tokens) if room else len(ids)
-        stop_ids = frozenset((*eos, *params.stop_token_ids))
-        return Sequence(ids, self._resolve(params), stop_ids, longest, params.logprobs)
-
-    def _longest(self, prompt_length: int, max_new_tokens: int | None) -> int:
-        """The most tokens of prompt and answer together; None is what the context and the KV cache have room for."""
-        if max_new_tokens is not None:
-            return min(self.max_model_len, prompt_length + max_new_tokens)
-        return max(prompt_length + 1, min(self.max_model_len, self.kv_cache_tokens))
-
-    def _resolve(self, params: SamplingParams) -> Sampling:
-        return params.resolve(self._generation, str(self._generation_file))
-
-
-def _raised(item: Delta | Exception) -> Delta:
-    if isinstance(item, Exception):
-        raise item
-    return item

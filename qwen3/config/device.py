@@ -7,7 +7,7 @@ import torch
 from qwen3_kernels.backend import BACKENDS, backend
 from qwen3_kernels.ops import Ops
 
-from ..errors import Qwen3Error
+from ..errors import Qwen3Error, brief
 from .model import DTYPES, ModelConfig
 
 log = logging.getLogger("qwen3")
@@ -20,12 +20,14 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise Qwen3Error(f"device {name!r} is unknown: use auto, cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise Qwen3Error(f"device {name!r} is not supported: use auto, cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise Qwen3Error(f"device {brief(name)} is unknown: use auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise Qwen3Error(f"device {brief(name)} is not supported: use auto, cpu or cuda")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if (device.index or 0) >= torch.cuda.device_count():
         raise Qwen3Error(
-            f"device {name!r} is not available: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu"
+            f"device {brief(name)} is not available: PyTorch sees {torch.cuda.device_count()} GPUs here; use cpu"
         )
     return device
 
@@ -35,14 +37,14 @@ def resolve_dtype(name: str, config: ModelConfig) -> torch.dtype:
     if name == "auto":
         return config.dtype or torch.bfloat16
     if name not in DTYPES:
-        raise Qwen3Error(f"dtype {name!r} is not supported: use auto, {', '.join(DTYPES)}")
+        raise Qwen3Error(f"dtype {brief(name)} is not supported: use auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def resolve_backend(name: str, device: torch.device) -> tuple[str, Ops]:
     """The name and the ops of a backend. "auto" is triton on a GPU and cpu elsewhere, and falls back to cpu."""
     if name not in ("auto", *BACKENDS):
-        raise Qwen3Error(f"backend {name!r} is unknown: use auto, {', '.join(BACKENDS)}")
+        raise Qwen3Error(f"backend {brief(name)} is unknown: use auto, {', '.join(BACKENDS)}")
     if name == "auto":
         if device.type == "cuda":
             try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Qwen3Error
+from . import values
 
 
 def _option(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -12,12 +13,18 @@ def _option(default: Any, help: str, metavar: str | None = None) -> Any:
     return field(default=default, metadata={"help": help, "metavar": metavar})
 
 
+def _name(value: Any) -> Any:
+    """The name of a torch.device or torch.dtype; any other value as it is. This room needs no torch for it."""
+    known = type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype")
+    return str(value).removeprefix("torch.") if known else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a model runs: where, in which dtype, and how much of it at once.
 
-    device: "auto" is cuda where there is one, else cpu; "cuda:N" is the N-th GPU.
-    dtype: "auto" is the checkpoint's own; else float32, bfloat16 or float16.
+    device: "auto" is cuda where there is one, else cpu; "cuda:N" is the N-th GPU; a torch.device is taken, too.
+    dtype: "auto" is the checkpoint's own; else float32, bfloat16 or float16; a torch.dtype is taken, too.
     backend: "auto" is triton on a GPU, else cpu; one that is asked for by name runs or raises.
     max_model_len: the most tokens of prompt and answer together; None is what the model was made for.
     max_num_seqs: the most sequences that run together; the others wait.
@@ -48,18 +55,24 @@ class EngineConfig:
     graph_recorder: Callable | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_block_size", "num_kv_blocks"):
-            value = getattr(self, name)
-            optional = type(self).__dataclass_fields__[name].default is None
-            if (isinstance(value, bool) or not isinstance(value, int) or value < 1) and not (
-                value is None and optional
-            ):
-                raise Qwen3Error(f"{name} is {value!r}: it must be a whole number, 1 or more")
-        share = self.memory_utilization
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise Qwen3Error(f"memory_utilization is {share!r}: it must be above 0 and up to 1")
+        for name in ("device", "dtype", "backend"):
+            object.__setattr__(self, name, values.text(_name(getattr(self, name)), name))
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_block_size"):
+            self._check(name, values.whole, 1)
+        self._check("num_kv_blocks", values.whole, 1, 10**12)
+        self._check("memory_utilization", values.number, 0, 1, above=True)
+        for name in ("prefix_caching", "cuda_graphs", "kv_cache"):
+            self._check(name, values.flag)
+        if self.graph_recorder is not None and not callable(self.graph_recorder):
+            values.refuse(self.graph_recorder, "graph_recorder", "a function")
         if self.prefix_caching and not self.kv_cache:
             raise Qwen3Error("prefix_caching = True needs the KV cache: leave out one of it and kv_cache = False")
+
+    def _check(self, name: str, check: Callable, *bounds: Any, **settings: Any) -> None:
+        """Checks a field, and leaves a None where None is its default."""
+        value = getattr(self, name)
+        if value is not None or type(self).__dataclass_fields__[name].default is not None:
+            object.__setattr__(self, name, check(value, name, *bounds, **settings))
 
     @property
     def shares_prefixes(self) -> bool:

@@ -5,7 +5,7 @@ name: what the message calls the value, with its file where it has one.
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NoReturn
 
 from ..errors import Qwen3Error, brief
@@ -65,10 +65,22 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
     return tuple(text(item, f"{name}[{i}]") for i, item in enumerate(value))
 
 
+def listed(value: Any) -> Any:
+    """The list in a NumPy array or a tensor; any other value as it is."""
+    if not hasattr(value, "tolist") or isinstance(value, type):
+        return value
+    try:
+        return value.tolist()
+    except Exception:  # a tensor without data
+        return value
+
+
 def token_ids(value: Any, name: str, vocab_size: int = 2**31) -> list[int]:
     """A list, NumPy array or tensor of token ids, copied."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+    items = listed(value)
+    if isinstance(items, (str, bytes, bytearray, Mapping, Set, type)) or not isinstance(items, Iterable):
         refuse(value, name, "a list of token ids")
-    return [whole(item, f"{name}[{i}]", 0, vocab_size - 1) for i, item in enumerate(value)]
+    items = list(items)
+    if all(type(item) is int and 0 <= item < vocab_size for item in items):
+        return items
+    return [whole(item, f"{name}[{i}]", 0, vocab_size - 1) for i, item in enumerate(items)]

@@ -7,16 +7,8 @@ from functools import partial
 from typing import Any
 
 from ..config import values
+from ..config.generation import GenerationDefaults
 from ..errors import Qwen3Error
-
-# Fields of generation_config.json that do not change which token comes next.
-_HARMLESS = {
-    "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "max_new_tokens", "max_length", "use_cache",
-    "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "_from_model_config",
-    "output_logits", "cache_implementation", "trust_remote_code", "chat_format", "max_window_size",
-}  # fmt: skip
-# What transformers writes for switches that are off.
-_NEUTRAL: tuple = (None, False, 0, 1, 1.0, [], {}, 50)
 
 
 @dataclass(frozen=True)
@@ -132,11 +124,11 @@ class SamplingParams:
         "above 1 makes tokens of prompt and answer less likely",
         "X",
     )
-    presence_penalty: float = _option(
-        0.0, _number(-100, 100, "-100 to 100"), "taken off the score of every token of the answer", "X"
+    presence_penalty: float | None = _option(
+        None, _number(-100, 100, "-100 to 100"), "taken off the score of every token of the answer", "X"
     )
-    frequency_penalty: float = _option(
-        0.0,
+    frequency_penalty: float | None = _option(
+        None,
         _number(-100, 100, "-100 to 100"),
         "taken off the score of a token for each time it is in the answer",
         "X",
@@ -179,29 +171,24 @@ class SamplingParams:
                 f"min_tokens is {self.min_tokens}, max_new_tokens {self.max_new_tokens}: lower one or raise the other"
             )
 
-    def resolve(self, generation: dict, source: str = "generation_config.json") -> Sampling:
-        """Fills in every None. generation: the values of generation_config.json, which `source` names.
+    def resolve(self, defaults: GenerationDefaults, bad_words: tuple[tuple[int, ...], ...] = ()) -> Sampling:
+        """Fills in what was not said from the model's defaults. bad_words: the token ids of the field's texts."""
 
-        Raises Qwen3Error for a field that would change the tokens and is not supported.
-        """
-        known = {f.name for f in fields(self)} | _HARMLESS | {"do_sample"}
-        for key, value in generation.items():
-            if key not in known and value not in _NEUTRAL:
-                raise Qwen3Error(f"{source}: field {key!r} = {value!r} is not supported")
-        sampled = generation.get("do_sample", "temperature" in generation)
-        defaults = {
-            "temperature": generation.get("temperature", 1.0) if sampled else 0.0,
-            "top_k": generation.get("top_k", 0) if sampled else 0,
-            "top_p": generation.get("top_p", 1.0) if sampled else 1.0,
-            "min_p": generation.get("min_p", 0.0) if sampled else 0.0,
-            "repetition_penalty": generation.get("repetition_penalty", 1.0),
-            "min_tokens": generation.get("min_new_tokens", 0),
-            "no_repeat_ngram_size": generation.get("no_repeat_ngram_size", 0),
-            "seed": secrets.randbits(62),
-            "logit_bias": (),
-            "bad_words": (),
-        }
-        given = {name: getattr(self, name) for name in (f.name for f in fields(Sampling))}
-        given["logit_bias"] = None if self.logit_bias is None else tuple(self.logit_bias.items())
-        given["bad_words"] = None
-        return Sampling(**{name: defaults[name] if given[name] is None else given[name] for name in given})
+        def said(name: str) -> Any:
+            value = getattr(self, name)
+            return getattr(defaults, name) if value is None else value
+
+        return Sampling(
+            temperature=said("temperature"),
+            top_k=said("top_k"),
+            top_p=said("top_p"),
+            min_p=said("min_p"),
+            repetition_penalty=said("repetition_penalty"),
+            presence_penalty=said("presence_penalty"),
+            frequency_penalty=said("frequency_penalty"),
+            seed=secrets.randbits(62) if self.seed is None else self.seed,
+            min_tokens=said("min_tokens"),
+            logit_bias=defaults.logit_bias if self.logit_bias is None else tuple(self.logit_bias.items()),
+            bad_words=defaults.bad_words_ids if self.bad_words is None else bad_words,
+            no_repeat_ngram_size=said("no_repeat_ngram_size"),
+        )

@@ -77,6 +77,11 @@ class Tokenizer:
         return None if name is None else self.token_to_id(name)
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        """The special tokens by name, each with its id."""
+        return {token.content: i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    @property
     def has_chat_template(self) -> bool:
         return bool(self._template.templates)
 

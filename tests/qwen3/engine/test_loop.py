@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 from qwen3 import LLM, Qwen3Error, SamplingParams
+from qwen3.engine.streams import Stream
 
 TIMEOUT = 60  # seconds that end a hang
 ENDLESS = SamplingParams(max_new_tokens=200, temperature=0, ignore_eos=True)
@@ -163,7 +164,7 @@ def test_a_request_is_answered_once_and_another_try_harms_nobody(llm):
     for again in ([request], [request, request], [llm.prepare("three", SHORT)] * 2):
         assert "answered once" in str(error_of(lambda again=again: list(llm.complete(again))))
     running = llm.prepare("four", ENDLESS)
-    pieces = llm._pieces(running)
+    pieces = Stream(llm.loop, running)
     next(pieces)
     assert "answered once" in str(error_of(lambda: list(llm.complete([running]))))
     in_thread(lambda: list(pieces))()

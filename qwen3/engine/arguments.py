@@ -1,0 +1,59 @@
+"""Prompts and parameters as callers give them: what they may be, and which belong together."""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, TypeAlias
+
+from ..config import values
+from ..errors import Qwen3Error
+from .params import SamplingParams
+
+# Token ids may stand in a NumPy array or a tensor, too.
+Prompt: TypeAlias = str | Sequence[int]
+Prompts: TypeAlias = Prompt | Sequence[str] | Sequence[Sequence[int]]
+Params: TypeAlias = SamplingParams | Sequence[SamplingParams | None] | None
+
+_NO_LISTS = (bytes, bytearray, memoryview, Mapping, Set, type)
+
+
+def prompt_list(prompts: Any) -> list[Any]:
+    """The prompts of one call, still unchecked: of one text, of the token ids of one prompt, or of a list of such."""
+    if isinstance(prompts, str):
+        return [prompts]
+    listed = values.listed(prompts)
+    if isinstance(listed, _NO_LISTS) or not isinstance(listed, Iterable):
+        values.refuse(prompts, "prompts", "a text, a list of texts, or lists of token ids; LLM.chat takes messages")
+    if not isinstance(listed, Sequence):
+        listed = list(listed)
+    return [listed] if listed and _is_token_id(listed[0]) else list(listed)
+
+
+def params_list(params: Any, count: int) -> list[SamplingParams]:
+    """The parameters of each of `count` prompts, given once for all or in a list."""
+    listed = params if isinstance(params, (list, tuple)) else [params] * count
+    for i, item in enumerate(listed):
+        if item is not None and not isinstance(item, SamplingParams):
+            name = f"params[{i}]" if listed is params else "params"
+            values.refuse(item, name, "SamplingParams, or a list with one for each prompt")
+    if len(listed) != count:
+        raise Qwen3Error(f"{len(listed)} SamplingParams for {count} prompts: give one for all or one for each")
+    return [item or SamplingParams() for item in listed]
+
+
+def prompt_ids(prompt: Any, name: str, vocab_size: int, longest: int) -> list[int]:
+    """The checked token ids of one prompt, copied."""
+    if isinstance(prompt, (*_NO_LISTS, str)):
+        values.refuse(prompt, name, "a list of token ids; LLM.generate takes texts, LLM.chat messages")
+    try:
+        length = len(prompt)
+    except TypeError:
+        values.refuse(prompt, name, "a text or a list of token ids")
+    # Before the ids are looked at: a range may be endless.
+    if length > longest:
+        raise Qwen3Error(
+            f"{name} has {length} tokens, the context has room for {longest}: shorten it or raise max_model_len"
+        )
+    return values.token_ids(prompt, name, vocab_size)
+
+
+def _is_token_id(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, (bool, type)) and not getattr(value, "ndim", 0)
