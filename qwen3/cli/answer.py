@@ -1,68 +1,36 @@
-"""One answer on stdout, piece by piece, and what is said about it on stderr."""
+"""What is said about one answer on stderr, after its text."""
 
 import logging
 import sys
-from collections.abc import Iterator
-from queue import SimpleQueue
 
-from ..engine.loop import Handle
 from ..engine.params import SamplingParams
-from ..engine.request import Completion, Delta
-from ..errors import Qwen3Error, brief
+from ..engine.request import Completion
+from ..errors import brief
 from ..llm import LLM
 
 log = logging.getLogger("qwen3")
 
 
-class Answer:
-    """Iterates over the pieces of one answer; `completion` is there after the last."""
+def report(llm: LLM, done: Completion | None, params: SamplingParams) -> None:
+    """Says if an answer was cut, the log-probabilities that were asked for, and with -v the speed.
 
-    def __init__(self, llm: LLM, token_ids: list[int], params: SamplingParams):
-        self._llm, self._params = llm, params
-        self._request = llm.prepare(token_ids, params)
-        self.completion: Completion | None = None
+    done: None is an answer that was broken off.
+    """
+    if done is None:
+        return
 
-    def __iter__(self) -> Iterator[str]:
-        arrived: SimpleQueue[Delta | Exception] = SimpleQueue()
-        handle = Handle(self._request, arrived.put)
-        try:
-            self._llm.loop.submit([handle])
-            while self.completion is None:
-                delta = arrived.get()
-                if isinstance(delta, Exception):
-                    raise delta
-                if delta.text:
-                    yield delta.text
-                if delta.finish_reason is not None:
-                    self.completion = handle.completion()
-        finally:
-            self._llm.loop.cancel([handle])
-        if self.completion.error is not None:
-            raise Qwen3Error(self.completion.error)
+    def token(token_id: int) -> str:
+        return f"{token_id} {brief(llm.tokenizer.decode([token_id]))}"
 
-    def report(self) -> None:
-        """Says on stderr if the answer was cut, the log-probabilities that were asked for, and with -v the speed."""
-        done = self.completion
-        if done is None:
-            return
-        for entry in done.logprobs or ():
-            top = "  ".join(f"{self._shown(i)} {logprob:.4f}" for i, logprob in entry.top)
-            print(f"{entry.logprob:9.4f}  {self._shown(entry.token_id)}{'  of  ' * bool(top)}{top}", file=sys.stderr)
-        if done.finish_reason == "length":
-            count = len(done.token_ids)
-            limited = count == self._params.max_new_tokens
-            why = "--max-new-tokens allows no more" if limited else "the context has no more room"
-            print(f"stopped after {count} token{'s' * (count > 1)}, not at an end: {why}", file=sys.stderr)
-        seconds, tokens = done.metrics.total_seconds, done.metrics.generated_tokens
-        first = done.metrics.time_to_first_token
-        speed = f"{(tokens - 1) / (seconds - first):,.1f} tokens/s" if tokens > 1 and seconds > first else "one token"
-        log.info(
-            "%d tokens after %d of the prompt, the first after %.2f s, then %s",
-            tokens,
-            done.metrics.prompt_tokens,
-            first,
-            speed,
-        )
-
-    def _shown(self, token_id: int) -> str:
-        return f"{token_id} {brief(self._llm.tokenizer.decode([token_id]))}"
+    for entry in done.logprobs or ():
+        others = "  ".join(f"{logprob:.4f} {token(i)}" for i, logprob in entry.top)
+        print(f"{entry.logprob:9.4f} {token(entry.token_id)}{'  of  ' * bool(others)}{others}", file=sys.stderr)
+    count, metrics = len(done.token_ids), done.metrics
+    if done.finish_reason == "length":
+        limited = count == params.max_new_tokens
+        why = "--max-new-tokens allows no more" if limited else "the context has room for no more (--max-model-len)"
+        print(f"stopped after {count} token{'s' * (count != 1)}, not at an end: {why}", file=sys.stderr)
+    seconds = metrics.total_seconds - metrics.time_to_first_token
+    speed = f", then {(count - 1) / seconds:,.1f} tokens/s" if count > 1 and seconds > 0 else ""
+    first = f"the first token after {metrics.time_to_first_token:.2f} s{speed}"
+    log.info("%d tokens of prompt, %d of answer; %s", metrics.prompt_tokens, count, first)

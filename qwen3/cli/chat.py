@@ -94,11 +94,11 @@ def _edited_line() -> str | None:
 
 def _print_answer(llm: "LLM", token_ids: list[int], params: SamplingParams) -> str:
     """Prints the answer piece by piece, thinking dimmed on a terminal; Ctrl-C ends it. Returns it for the history."""
-    from .answer import Answer
+    from .answer import report
 
-    answer, text = Answer(llm, token_ids, params), ""
+    stream, text = llm.stream(token_ids, params), ""
     try:
-        for piece in answer:
+        for piece in stream:
             text += piece
             for part in re.split("(<think>|</think>)", piece):
                 if part == "<think>":
@@ -111,6 +111,6 @@ def _print_answer(llm: "LLM", token_ids: list[int], params: SamplingParams) -> s
     finally:
         style(_PLAIN)
         print(flush=True)
-    answer.report()
+    report(llm, stream.completion, params)
     # Reasoning that was cut is closed: the template takes it out of the history like any other.
     return text + "\n</think>\n\n" if "<think>" in text and "</think>" not in text else text

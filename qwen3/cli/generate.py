@@ -48,19 +48,21 @@ def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args.text[0] if args.text else args.prompt)
     require_stdout()
     with ends_at_once():
-        from .answer import Answer
+        from .answer import report
         from .model import load_model, print_statistics
     llm = load_model(args, chats=False)
-    answer = Answer(llm, prompt_ids(llm, options, prompt=prompt), params)
+    stream = llm.stream(prompt_ids(llm, options, prompt=prompt), params)
     begun = False
     try:
-        for piece in answer:
+        for piece in stream:
             begun = True
             print(piece, end="", flush=True)
-    finally:
+    except BaseException:
         if begun:
-            print(flush=True)
-    answer.report()
+            print(flush=True)  # what is said of the error begins a line
+        raise
+    print(flush=True)
+    report(llm, stream.completion, params)
     print_statistics(args, llm)
     return 0
 

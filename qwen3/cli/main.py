@@ -15,6 +15,7 @@ from .streams import discard, guarded
 # The module of a command is imported when the command is asked for.
 COMMANDS = {
     "download": "fetch a model from the hub into models/, or resume fetching it",
+    "list": "show the models on this machine",
     "generate": "answer a prompt, or every prompt of a JSONL file",
     "chat": "talk with a model: /reset, /system TEXT, /exit",
     "bench": "measure the prefill and decode speed of a model on this device",

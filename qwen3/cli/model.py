@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config.model import dtype_name
 from ..errors import Qwen3Error
 from ..llm import LLM
-from ..load.hub import TINY, resolve
+from ..load.resolve import TINY, resolve
 from ..measure.expert_load import check_expert_stats, write_expert_stats
 from ..measure.memory import gigabytes, peak_bytes
 from ..measure.roofline import copy_bandwidth, roofline_lines
