@@ -15,6 +15,7 @@ from ..measure.stats import Stats
 from ..model.footprint import planned_footprint
 from ..model.kv_cache import KVCache
 from ..model.qwen3 import Qwen3, random_weights
+from ..model.rope import rope_table_bytes
 from .blocks import BlockPool
 from .engine import Engine
 from .graphs import DecodeGraphs
@@ -38,9 +39,9 @@ def load_model(
 
     Raises Qwen3Error where they do not fit, and what `load_weights` raises.
     """
-    needed = planned_footprint(config, dtype).nbytes
+    needed = planned_footprint(config, dtype).nbytes + rope_table_bytes(config, max_model_len)
     source = Path(config.source).parent
-    place = (device, f"{source} in {dtype_name(dtype)}", "use a smaller model or a narrower dtype")
+    place = (device, f"{source} in {dtype_name(dtype)}", "use a smaller model, a narrower dtype or max_model_len")
     require(needed, *place)
     with out_of_memory_is_an_error(needed, *place):
         model = Qwen3(config, ops, max_model_len, dtype, device)
