@@ -17,8 +17,8 @@ from .config.engine import EngineConfig
 from .config.generation import generation_defaults
 from .config.hf import model_config
 from .config.model import dtype_name
-from .engine.arguments import Params, Prompt, Prompts, params_list, prompt_ids, prompt_list
-from .engine.assemble import assemble, load_model
+from .engine.arguments import Params, Prompt, Prompts, check_params, params_list, prompt_ids, prompt_list
+from .engine.assemble import assemble, load_model, records_graphs
 from .engine.loop import EngineLoop, Handle, Request
 from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
@@ -88,7 +88,8 @@ class LLM:
             limit = self.config.max_context
             raise Qwen3Error(f"max_model_len {self.max_model_len} is beyond the {limit} tokens of {self.config.source}")
         self.random_weights = random_weights
-        # Read before the weights, which may take minutes.
+        # What can be refused is refused before the weights, which may take minutes.
+        records_graphs(self.engine_config, self.device, self.backend)
         self.defaults = generation_defaults(self.folder, self.config.vocab_size)
         if not random_weights:
             log.debug("a tokenizer of %d tokens", self.tokenizer.vocab_size)
@@ -173,6 +174,7 @@ class LLM:
 
     def chat(self, messages: list[dict], params: SamplingParams | None = None, **template_kwargs: Any) -> Completion:
         """Answers one conversation, rendered by the model's chat template with `template_kwargs` as its variables."""
+        check_params(params)
         return self.generate([self.render(messages, **template_kwargs)], params)[0]
 
     def render(self, messages: list[dict], **template_kwargs: Any) -> RenderedChat:
@@ -202,9 +204,7 @@ class LLM:
 
     def prepare(self, prompt: Prompt, params: SamplingParams | None = None, name: str = "the prompt") -> Request:
         """Checks a prompt and its parameters; raises Qwen3Error, which calls the prompt by `name`."""
-        if params is not None and not isinstance(params, SamplingParams):
-            values.refuse(params, "params", "SamplingParams")
-        wanted = params or SamplingParams()
+        wanted = check_params(params)
         if self.random_weights and (wanted.stop or wanted.bad_words):
             raise Qwen3Error(f"{name}: stop strings need text, and random weights give none: use stop_token_ids")
         if isinstance(prompt, str):

@@ -5,10 +5,12 @@ name: what the message calls the value, with its file where it has one.
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 from ..errors import Qwen3Error, brief
+
+_MOST_IDS = 10**7
 
 
 def refuse(value: Any, name: str, wanted: str) -> NoReturn:
@@ -24,8 +26,10 @@ def flag(value: Any, name: str) -> bool:
 def whole(value: Any, name: str, low: int, high: int = 2**31 - 1, wanted: str = "") -> int:
     """A whole number of low to high; integers of NumPy and PyTorch are taken, true and false are not."""
     wanted = wanted or f"a whole number from {low} to {high}"
+    # An array of one number is a list of it.
+    is_flag = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
     try:
-        index = None if isinstance(value, bool) else operator.index(value)
+        index = None if is_flag or getattr(value, "ndim", None) else operator.index(value)
     except Exception:  # a tensor of several values raises ValueError
         index = None
     if index is None or not low <= index <= high:
@@ -78,8 +82,10 @@ def listed(value: Any) -> Any:
 def token_ids(value: Any, name: str, vocab_size: int = 2**31) -> list[int]:
     """A list, NumPy array or tensor of token ids, copied."""
     items = listed(value)
-    if isinstance(items, (str, bytes, bytearray, Mapping, Set, type)) or not isinstance(items, Iterable):
+    if isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set, type)) or not isinstance(items, Sequence):
         refuse(value, name, "a list of token ids")
+    if len(items) > _MOST_IDS:  # a range may be endless
+        raise Qwen3Error(f"{name} has {len(items)} token ids: it may have {_MOST_IDS}")
     items = list(items)
     if all(type(item) is int and 0 <= item < vocab_size for item in items):
         return items

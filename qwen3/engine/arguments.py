@@ -19,8 +19,8 @@ def prompt_list(prompts: Any) -> list[Any]:
     """The prompts of one call, still unchecked: of one text, of the token ids of one prompt, or of a list of such."""
     if isinstance(prompts, str):
         return [prompts]
-    listed = values.listed(prompts)
-    if isinstance(listed, _NO_LISTS) or not isinstance(listed, Iterable):
+    listed = None if isinstance(prompts, _NO_LISTS) else values.listed(prompts)
+    if not isinstance(listed, Iterable):
         values.refuse(prompts, "prompts", "a text, a list of texts, or lists of token ids; LLM.chat takes messages")
     if not isinstance(listed, Sequence):
         listed = list(listed)
@@ -30,13 +30,17 @@ def prompt_list(prompts: Any) -> list[Any]:
 def params_list(params: Any, count: int) -> list[SamplingParams]:
     """The parameters of each of `count` prompts, given once for all or in a list."""
     listed = params if isinstance(params, (list, tuple)) else [params] * count
-    for i, item in enumerate(listed):
-        if item is not None and not isinstance(item, SamplingParams):
-            name = f"params[{i}]" if listed is params else "params"
-            values.refuse(item, name, "SamplingParams, or a list with one for each prompt")
+    checked = [check_params(item, f"params[{i}]" if listed is params else "params") for i, item in enumerate(listed)]
     if len(listed) != count:
         raise Qwen3Error(f"{len(listed)} SamplingParams for {count} prompts: give one for all or one for each")
-    return [item or SamplingParams() for item in listed]
+    return checked
+
+
+def check_params(params: Any, name: str = "params") -> SamplingParams:
+    """The parameters of one prompt; None says nothing."""
+    if params is not None and not isinstance(params, SamplingParams):
+        values.refuse(params, name, "SamplingParams, one for all prompts or a list with one for each")
+    return params or SamplingParams()
 
 
 def prompt_ids(prompt: Any, name: str, vocab_size: int, longest: int) -> list[int]:

@@ -17,7 +17,18 @@ VALUES = [
     *((v, "") for v in ("", b"x", 10**400, -(10**400), 2**63, float("nan"), float("inf"), object(), 1j, 1e308, int)),
     *((v, "") for v in ([""], [None], [-1], [1.5], [True], ["\ud800"], [2**31], [[1]], {"a": 1}, {1: "x"}, {1: None})),
     *((v, "") for v in ({1: 101}, {1.5: 1}, {-1: 1}, {True: 1}, {"1": 1, 1: 2}, {2**31: 1}, {"٣": 1}, {None: 1})),
-    *((v, "") for v in ({"9" * 5000: 1}, {1: float("nan")}, np.zeros(2), torch.zeros(2), lambda: 1, range(-1, 2))),
+    *(
+        (v, "")
+        for v in (
+            {"9" * 5000: 1},
+            {1: float("nan")},
+            np.zeros(2),
+            torch.zeros(2),
+            lambda: 1,
+            range(-1, 2),
+            range(10**15),
+        )
+    ),
     *((v, TEXTS) for v in ("x", "false", "a" * 10**6, ["x"], ("x", "y"))),
     *((v, FLAGS) for v in (True, False)),
     *((v, "stop_token_ids") for v in ([1], range(3), torch.tensor([1, 2]), np.array([3]))),
