@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ..errors import Qwen3Error
+from ..errors import Qwen3Error, shown
 from ..load import hub
 
 
@@ -19,5 +19,5 @@ def run(args: argparse.Namespace) -> int:
     if len(named) != 1:
         raise Qwen3Error("download takes the id of one model, such as `qwen3 download Qwen/Qwen3-30B-A3B`")
     folder = hub.download(named[0], revision=args.revision, token=args.token)
-    print(f"{named[0]} is in {folder}", file=sys.stderr)
+    print(shown(f"{named[0]} is in {folder}"), file=sys.stderr)
     return 0

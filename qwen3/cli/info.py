@@ -8,7 +8,7 @@ from ..config.device import resolve_device, resolve_dtype
 from ..config.engine import EngineConfig
 from ..config.hf import model_config
 from ..config.model import ModelConfig, dtype_name
-from ..errors import Qwen3Error
+from ..errors import Qwen3Error, shown
 from ..load.hub import fetch_description
 from ..load.index import weight_bytes
 from ..load.resolve import hub_name, resolve
@@ -45,7 +45,7 @@ def _describe(model: str | None, device: str, dtype: str) -> str:
                 raise Qwen3Error(f"{error}; asked the hub for its config.json: {reason}") from None
             folder = Path(temporary)
             return _table(folder, f"{name.id} (on the hub, not here)", size or weight_bytes(folder), device, dtype)
-    return _table(folder, str(folder), weight_bytes(folder), device, dtype)
+    return _table(folder, shown(str(folder)), weight_bytes(folder), device, dtype)
 
 
 def _table(folder: Path, name: str, checkpoint_bytes: int | None, device_option: str, dtype_option: str) -> str:

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [("", "MODEL", "SIZE", "FOLDER")]
     for name, folder, state in _models():
         size = state or gigabytes(_weights_size(folder))
-        rows.append(("*" if folder == default else "", name, size, str(folder)))
+        rows.append(("*" if folder == default else "", name, size, shown(str(folder))))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths))

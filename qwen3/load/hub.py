@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url, hf_raise_for_status
+from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_raise_for_status
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff, tqdm
 
 from ..config.files import MAX_BYTES, parse_json, refuse_stand_in
@@ -132,7 +132,7 @@ class _Repo:
         self.token, self.endpoint = access_token(token), hub_address(endpoint)
 
     def url(self, name: str) -> str:
-        return hf_hub_url(self.id, name, revision=self.revision, endpoint=self.endpoint)
+        return f"{self.endpoint}/{self.id}/resolve/{quote(self.revision, safe='')}/{quote(name)}"
 
     def find(self, name: str) -> _File:
         file = get_hf_file_metadata(self.url(name), token=self.token or False)

@@ -13,14 +13,13 @@ _PREFIX = re.compile(
 # Buffers that older files hold beside the weights; they are computed.
 _COMPUTED = re.compile(r".*\brotary_emb\.inv_freq")
 
+_QUANTIZED = ("quantized weights", "take the model in bfloat16")
 # What a part of a tensor's name says about the checkpoint, and what to do; the first that fits is said.
 _FOREIGN = {
     r"\blora_[ABE]\b|\blora_embedding": ("a LoRA adapter", "merge it into its base model first"),
     r"\bbase_layer\.|\bmodules_to_save\.": ("a PEFT model that is not merged", "merge_and_unload() it and save that"),
-    r"\.(qweight|qzeros|scales|g_idx|zero_point|absmax|quant_\w+|SCB)$|\.weight_(packed|shape|scale\w*)$": (
-        "quantized weights",
-        "take the model in bfloat16",
-    ),
+    r"\.(qweight|qzeros|scales|g_idx|zero_point|absmax|quant_map|SCB)$|\bquant_state\b": _QUANTIZED,
+    r"\.weight_(packed|shape|scale\w*)$": _QUANTIZED,
     r"\b(visual|vision_tower|vision_model|language_model|audio_tower|thinker|talker)\.": (
         "a multimodal model",
         "take a model of text alone",
@@ -44,6 +43,9 @@ def published_names(names: Iterable[str], source: str) -> dict[str, str]:
         if match := _PREFIX.match(name):
             prefixes.setdefault((match["outer"], match["inner"]), name)
     if len(prefixes) > 1:
+        for name in prefixes.values():
+            if said := meaning(name):
+                raise Qwen3Error(f"{source}: tensor {brief(name)} {said}")
         first, second = list(prefixes.values())[:2]
         raise Qwen3Error(
             f"{source}: tensors {brief(first)} and {brief(second)} have different prefixes: name all alike"

@@ -57,6 +57,8 @@ class FakeHub:
     refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
     anonymous: bool = False  # answers without the hub's headers, like a proxy's login page
     lists: bool = False  # tells which files a repository has
+    codes: bool = True  # says why with a 404
+    longer: str | None = None  # a file of which more bytes arrive than were announced
     hashes: bool = True  # a mirror may have etags of its own kind
     ranges: bool = True  # answers the range that was asked for, not the whole file
     breaks: set[str] = field(default_factory=set)  # files whose connection breaks after BREAK bytes
@@ -101,7 +103,8 @@ class FakeHub:
                 if storage == "storage":
                     commit, name = rest
                     asked.answered = True
-                    return self.send(name, fake.commits[commit][name], {})
+                    more = b"x" * 9 * CHUNK if name == fake.longer and self.command == "GET" else b""
+                    return self.send(name, fake.commits[commit][name] + more, {})
                 repo, _, rest = self.path[1:].partition("/resolve/")
                 revision, _, name = rest.partition("/")
                 commit = fake.branches.get(revision, revision)
@@ -133,6 +136,8 @@ class FakeHub:
 
             def answer(self, status: int, headers: dict[str, str], length: int = 0):
                 self.send_response(status)
+                if not fake.codes:
+                    headers.pop("X-Error-Code", None)
                 for key, value in headers.items():
                     self.send_header(key, value)
                 self.send_header("Content-Length", str(length))
