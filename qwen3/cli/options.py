@@ -30,6 +30,11 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--system", type=text, metavar="TEXT", help="system message, put before the conversation")
     parser.add_argument("--no-thinking", action="store_true", help="ask the chat template to leave out thinking")
+    parser.add_argument(
+        "--sanitize-control-tokens",
+        action="store_true",
+        help="names such as <|im_end|> in prompts stay text: for prompts that others wrote",
+    )
     sampling = parser.add_argument_group("sampling (what is not given comes from the model's generation_config.json)")
     for option in fields(SamplingParams):
         _add_field(sampling, option, default=None)
@@ -155,15 +160,17 @@ class PromptOptions:
 
     raw: encode the text as it stands, without the chat template. system: a system message before the conversation.
     thinking: False asks the chat template for an answer without thinking.
+    sanitize: the name of a control token in the prompt stays text.
     """
 
     raw: bool = False
     system: str | None = None
     thinking: bool = True
+    sanitize: bool = False
 
 
 def prompt_options(args: argparse.Namespace) -> PromptOptions:
-    return PromptOptions(getattr(args, "raw", False), args.system, not args.no_thinking)
+    return PromptOptions(getattr(args, "raw", False), args.system, not args.no_thinking, args.sanitize_control_tokens)
 
 
 def prompt_ids(
@@ -179,8 +186,9 @@ def prompt_ids(
             what = "--system" if options.system is not None else "--no-thinking"
             why = "--raw was given" if options.raw else f"{llm.folder} has none"
             raise Qwen3Error(f"{what} needs a chat template, and {why}")
-        return llm.tokenizer.encode(prompt)
+        return llm.tokenizer.encode(prompt, sanitize_control_tokens=options.sanitize)
     conversation = (messages or []) if prompt is None else [{"role": "user", "content": prompt}]
     if options.system is not None:
         conversation = [{"role": "system", "content": options.system}, *conversation]
-    return llm.render(conversation, **({} if options.thinking else {"enable_thinking": False}))
+    variables: dict[str, Any] = {} if options.thinking else {"enable_thinking": False}
+    return llm.render(conversation, sanitize_control_tokens=options.sanitize, **variables)

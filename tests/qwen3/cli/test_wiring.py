@@ -52,7 +52,17 @@ SAMPLING = {
     "skip_special_tokens": (["--no-skip-special-tokens"], False),
 }
 # Options that the tests below name one by one, of commands that do not take them all from the fields.
-ANSWERING = {"repo_id", "system", "no_thinking", "stats", "expert_stats", "verbose", *ENGINE, *SAMPLING}
+ANSWERING = {
+    "repo_id",
+    "system",
+    "no_thinking",
+    "sanitize_control_tokens",
+    "stats",
+    "expert_stats",
+    "verbose",
+    *ENGINE,
+    *SAMPLING,
+}
 TESTED = {
     "generate": ANSWERING | {"text", "prompt", "prompts_file", "output", "raw"},
     "chat": ANSWERING,
