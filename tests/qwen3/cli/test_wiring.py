@@ -78,7 +78,7 @@ TESTED = {
         "backend",
         "verbose",
     },
-    "info": {"model", "device", "dtype", "verbose"},
+    "info": {"model", "repo_id", "device", "dtype", "verbose"},
     "download": {"model", "repo_id", "revision", "token", "verbose"},
     "list": {"verbose"},
 }
