@@ -10,7 +10,7 @@ from importlib import import_module
 from .. import __version__
 from ..errors import Qwen3Error, one_line, shown
 from .parser import Parser
-from .streams import discard, guarded
+from .streams import discard, guarded, say
 
 # The module of a command is imported when the command is asked for.
 COMMANDS = {
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _failed(message: str) -> int:
-    print(f"error: {shown(message)}", file=sys.stderr)
+    say(f"error: {message}")
     return 2
 
 
@@ -87,10 +87,18 @@ def _help(parser: argparse.ArgumentParser) -> int:
     return 0
 
 
+class _OneLine(logging.Formatter):
+    """Keeps names from outside within the line of their message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 @contextmanager
 def _messages_on_stderr(verbose: bool) -> Iterator[None]:
     """Shows the messages of the logger "qwen3" on stderr: warnings, and with `verbose` all from INFO on."""
     log, handler = logging.getLogger("qwen3"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO if verbose else logging.WARNING)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from ..errors import Qwen3Error
+from ..errors import Qwen3Error, shown
 
 # Control characters and those that turn the direction of text, as a terminal shows them; C1 begins escapes as ESC does.
 _VISIBLE = {i: f"^{chr(i ^ 64)}" for i in (*range(32), 127)} | {
@@ -121,6 +121,11 @@ def guarded() -> Iterator[Output]:
         sys.stdout, sys.stderr = kept
         if hasattr(kept[0], "reconfigure"):
             kept[0].reconfigure(errors=errors)
+
+
+def say(text: str) -> None:
+    """Prints one line to stderr, whatever is in it."""
+    print(shown(text, 100_000), file=sys.stderr)
 
 
 def require_stdout() -> None:
