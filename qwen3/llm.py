@@ -18,14 +18,14 @@ from .config.generation import generation_defaults
 from .config.hf import model_config
 from .config.model import dtype_name
 from .engine.arguments import Params, Prompt, Prompts, check_params, params_list, prompt_ids, prompt_list
-from .engine.assemble import assemble, load_model
+from .engine.assemble import assemble, load_model, records_graphs
 from .engine.loop import EngineLoop, Handle, Request
 from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
 from .engine.streams import AsyncStream, Stream, raised
 from .errors import Qwen3Error, brief
-from .load.hub import resolve
+from .load.resolve import resolve
 from .measure.expert_load import ExpertLoad
 from .measure.stats import Stats
 from .text.stream import TextStream
@@ -88,7 +88,8 @@ class LLM:
             limit = self.config.max_context
             raise Qwen3Error(f"max_model_len {self.max_model_len} is beyond the {limit} tokens of {self.config.source}")
         self.random_weights = random_weights
-        # Read before the weights, which may take minutes.
+        # What can be refused is refused before the weights, which may take minutes.
+        records_graphs(self.engine_config, self.device, self.backend)
         self.defaults = generation_defaults(self.folder, self.config.vocab_size)
         if not random_weights:
             log.debug("a tokenizer of %d tokens", self.tokenizer.vocab_size)
@@ -171,16 +172,34 @@ class LLM:
         """`stream` for an event loop, which it never holds up: the engine runs in its own thread."""
         return AsyncStream(self.loop, partial(self.prepare, prompt, params))
 
-    def chat(self, messages: list[dict], params: SamplingParams | None = None, **template_kwargs: Any) -> Completion:
-        """Answers one conversation, rendered by the model's chat template with `template_kwargs` as its variables."""
+    def chat(self, messages: list[dict], params: SamplingParams | None = None, **options: Any) -> Completion:
+        """Answers one conversation; `options` are those of `render`."""
         check_params(params)
-        return self.generate([self.render(messages, **template_kwargs)], params)[0]
+        return self.generate([self.render(messages, **options)], params)[0]
 
-    def render(self, messages: list[dict], **template_kwargs: Any) -> RenderedChat:
-        """The token ids of a conversation in the model's chat template, ready for the answer."""
-        text = self.tokenizer.apply_chat_template(messages, **template_kwargs)
-        # The template itself writes what begins a text.
-        return RenderedChat(self.tokenizer.encode(text, add_special_tokens=False))
+    def render(
+        self,
+        messages: list[dict],
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        tools: list[dict] | None = None,
+        sanitize_control_tokens: bool = False,
+        **template_variables: Any,
+    ) -> RenderedChat:
+        """The token ids of a conversation in the model's chat template, ready for the answer.
+
+        See `Tokenizer.apply_chat_template` and `Tokenizer.encode_chat`.
+        """
+        ids = self.tokenizer.encode_chat(
+            messages,
+            add_generation_prompt,
+            tools,
+            continue_final_message=continue_final_message,
+            sanitize_control_tokens=sanitize_control_tokens,
+            **template_variables,
+        )
+        return RenderedChat(ids)
 
     def logits(self, token_ids: list[int]) -> Tensor:
         """The scores of every next token after each token of one sequence, float32 [len(token_ids), vocab_size]."""

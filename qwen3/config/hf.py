@@ -1,168 +1,215 @@
-"""A model's configuration from config.json: the only place with Hugging Face's key names."""
+"""A model's configuration from config.json: the only place with Hugging Face's key names.
 
-import json
+Where two keys say the same, the winner is transformers': num_local_experts before num_experts, dtype before
+torch_dtype, rope_scaling before rope_parameters, rope_type before type, an original_max_position_embeddings beside
+rope_scaling before one within, and a rope_theta within before one beside. An eos_token_id of generation_config.json
+wins over that of config.json. A key that is null says nothing.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ..errors import Qwen3Error
+import torch
+
+from ..errors import Qwen3Error, brief, shown
+from . import facts, generation, values
 from .files import read_json, read_json_if_there
 from .model import DTYPES, ModelConfig, Yarn
 
-ARCHITECTURES = {"qwen3_moe": "Qwen3MoeForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+log = logging.getLogger("qwen3")
 
-# Fields that change the output and are not implemented: only these values are accepted.
-_REQUIRED_VALUES = {"hidden_act": ("silu",), "use_sliding_window": (False, None), "quantization_config": (None,)}
-
-# Fields that do not affect the forward pass.
-_HARMLESS = {
-    "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward", "id2label",
-    "initializer_range", "is_encoder_decoder", "label2id", "layer_types", "max_window_layers", "model_type",
-    "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "problem_type", "return_dict",
-    "router_aux_loss_coef", "sliding_window", "transformers_version", "use_cache", "_name_or_path",
-    "_attn_implementation_autoset", "_experts_implementation",
-}  # fmt: skip
+ARCHITECTURES = {"qwen3_moe": "Qwen3Moe", "qwen3": "Qwen3"}
+# Bounds with room above every model, so that no product of them overflows and no loop is endless.
+MAX_COUNT, MAX_SIZE = 10_000, 10_000_000
+_MISSING: Any = object()
 
 
 def model_config(folder: Path) -> ModelConfig:
-    """Reads config.json of a folder; the eos_token_id of generation_config.json wins."""
+    """Reads config.json of a folder; an eos_token_id of generation_config.json wins."""
     path = Path(folder) / "config.json"
-    values = read_json(path, "a model folder holds config.json, tokenizer.json and safetensors files")
-    eos = read_json_if_there(Path(folder) / "generation_config.json").get("eos_token_id")
-    values = values | ({} if eos is None else {"eos_token_id": eos})
-    return from_hf(values, str(path))
+    advice = "a model folder holds config.json, tokenizer.json and safetensors files"
+    config = from_hf(read_json(path, advice), str(path))
+    path = Path(folder) / generation.FILE
+    ends = read_json_if_there(path).get("eos_token_id")
+    if ends is None:
+        return config
+    return replace(config, eos_token_ids=generation.eos_ids(ends, f"{path}: eos_token_id", config.vocab_size))
 
 
-def from_hf(values: dict, source: str = "config.json") -> ModelConfig:
-    """Converts the values of config.json, in the dialect of transformers 4 or 5; refuses fields not implemented."""
-    reader = _Reader(values, source)
-    kind = reader.take("model_type", default=None)
-    if kind not in ARCHITECTURES:
-        raise Qwen3Error(f"{source}: model_type is {kind!r}: only {' and '.join(ARCHITECTURES)} are supported")
-    named = values.get("architectures") or [ARCHITECTURES[kind]]
-    if named != [ARCHITECTURES[kind]]:
-        raise Qwen3Error(f"{source}: architectures is {named}: only {ARCHITECTURES[kind]} is supported")
-    for key, allowed in _REQUIRED_VALUES.items():
-        if (value := reader.take(key, default=allowed[0])) not in allowed:
-            raise Qwen3Error(f"{source}: {key} = {json.dumps(value)} is not supported, only {json.dumps(allowed[0])}")
-    if any(t != "full_attention" for t in values.get("layer_types") or ()):
-        raise Qwen3Error(f"{source}: layer_types names a layer that is not 'full_attention', which is not supported")
-    num_layers = reader.count("num_hidden_layers")
-    heads = reader.count("num_attention_heads")
-    hidden = reader.count("hidden_size")
-    kv_heads = reader.count("num_key_value_heads", default=heads)
+def from_hf(given: dict[str, Any], source: str = "config.json") -> ModelConfig:
+    """Converts the values of config.json, in the dialect of transformers 4 or 5.
+
+    Raises Qwen3Error for a value of the wrong kind and for a key that would change the output and is not implemented.
+    """
+    kind = given.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise Qwen3Error(f"{source}: model_type is {brief(kind)}: only {' and '.join(ARCHITECTURES)} are supported")
+    reader = _Reader(given, source)
+    _check_architecture(reader, kind)
+    _check_the_rest(given, source)
+    layers = reader.whole("num_hidden_layers", 1, MAX_COUNT)
+    heads = reader.whole("num_attention_heads", 1, MAX_COUNT)
+    hidden = reader.whole("hidden_size", 1, MAX_SIZE // 10)
+    # transformers' defaults. A dense model's null is as many as query heads.
+    kv_heads = 4 if kind == "qwen3_moe" else heads if "num_key_value_heads" in given else 32
+    kv_heads = reader.whole("num_key_value_heads", 1, MAX_COUNT, default=kv_heads)
     if heads % kv_heads:
         raise Qwen3Error(f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    head_dim = reader.count("head_dim", default=128 if kind == "qwen3" else hidden // heads)
-    if head_dim % 2:
-        raise Qwen3Error(f"{source}: head_dim {head_dim} is odd: rotary embedding needs pairs")
-    theta, yarn = _rope(reader)
-    dtype = reader.first("dtype", "torch_dtype", default=None)
-    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
-        raise Qwen3Error(f"{source}: dtype {dtype!r} is not supported, only {', '.join(DTYPES)}")
-    eos = reader.take("eos_token_id", default=None)
-    config = ModelConfig(
-        vocab_size=reader.count("vocab_size"),
+    head_dim = reader.whole("head_dim", 1, MAX_COUNT, default=128 if kind == "qwen3" else hidden // heads)
+    if head_dim % 2 or not head_dim:
+        raise Qwen3Error(f"{source}: head_dim {head_dim} is not even: rotary embedding needs pairs")
+    vocab_size = reader.whole("vocab_size", 1, MAX_SIZE)
+    max_positions = reader.whole("max_position_embeddings", 1)
+    theta, yarn = _rope(reader, max_positions)
+    return ModelConfig(
+        vocab_size=vocab_size,
         hidden_size=hidden,
-        num_layers=num_layers,
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=reader.count("intermediate_size"),
+        intermediate_size=reader.whole("intermediate_size", 1, MAX_SIZE),
         rope_theta=theta,
-        max_positions=reader.count("max_position_embeddings"),
-        rms_norm_eps=float(reader.take("rms_norm_eps", default=1e-6)),
-        tie_word_embeddings=bool(reader.take("tie_word_embeddings", default=False)),
-        attention_bias=bool(reader.take("attention_bias", default=False)),
+        max_positions=max_positions,
+        rms_norm_eps=reader.take("rms_norm_eps", values.number, 0, 1, "", True, default=1e-6),
+        tie_word_embeddings=reader.flag("tie_word_embeddings"),
+        attention_bias=reader.flag("attention_bias"),
         yarn=yarn,
-        dtype=None if dtype is None else DTYPES[str(dtype).removeprefix("torch.")],
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        dtype=_dtype(reader),
+        eos_token_ids=reader.take("eos_token_id", generation.eos_ids, vocab_size, default=()),
         source=source,
-        **(_experts(reader, num_layers) if kind == "qwen3_moe" else {}),
+        **(_experts(reader, layers) if kind == "qwen3_moe" else {}),
     )
-    reader.refuse_the_rest()
-    return config
 
 
-def _experts(reader: "_Reader", num_layers: int) -> dict:
-    num_experts = reader.first("num_experts", "num_local_experts")
-    top_k = reader.count("num_experts_per_tok")
-    if not isinstance(num_experts, int) or num_experts < 0 or (num_experts and top_k > num_experts):
+def _check_architecture(reader: "_Reader", kind: str) -> None:
+    """Refuses models with another head than a language model's; AutoModel's exports have none of their own."""
+    known = [ARCHITECTURES[kind] + "ForCausalLM", ARCHITECTURES[kind] + "Model"]
+    named = reader.take("architectures", values.texts, default=())
+    if named and not any(name.removeprefix("FSDP") in known for name in named):
+        raise Qwen3Error(f"{reader.source}: architectures is {brief(list(named))}: only {known[0]} is supported")
+    layers = reader.take("layer_types", values.texts, default=())
+    if any(layer != "full_attention" for layer in layers):
+        raise Qwen3Error(f"{reader.source}: layer_types names a layer that is not 'full_attention': not supported")
+
+
+def _check_the_rest(given: dict[str, Any], source: str) -> None:
+    """Refuses keys that would change the output, and names those that are skipped."""
+    rest = sorted(given.keys() - facts.USED - facts.USED_BY_MOE - facts.NO_EFFECT)
+    for key in rest:
+        if facts.refused(key, given[key]):
+            only = f", only {brief(facts.ONLY[key][0])}" if key in facts.ONLY else ""
+            raise Qwen3Error(f"{source}: field {brief(key)} = {brief(given[key])} is not supported{only}")
+    if skipped := [key for key in rest if key not in facts.ONLY]:
+        log.info("%s: skipped %s", shown(source), brief(skipped, 400))
+
+
+def _dtype(reader: "_Reader") -> torch.dtype | None:
+    names = [reader.take(key, _dtype_name, default=None) for key in ("dtype", "torch_dtype")]
+    return next((DTYPES[name] for name in names if name), None)
+
+
+def _dtype_name(value: Any, name: str) -> str:
+    plain = values.text(value, name).removeprefix("torch.")
+    return plain if plain in DTYPES else values.refuse(value, name, f"one of {', '.join(DTYPES)}")
+
+
+def _experts(reader: "_Reader", num_layers: int) -> dict[str, Any]:
+    local = reader.whole("num_local_experts", 0, MAX_COUNT, default=None)
+    named = reader.whole("num_experts", 0, MAX_COUNT, default=_MISSING if local is None else local)
+    num_experts = named if local is None else local
+    top_k = reader.whole("num_experts_per_tok", 1, MAX_COUNT)
+    if num_experts and top_k > num_experts:
         raise Qwen3Error(f"{reader.source}: {num_experts} experts cannot serve num_experts_per_tok = {top_k}")
-    step = reader.count("decoder_sparse_step", default=1)
-    only = reader.take("mlp_only_layers", default=None) or []
-    dense = {layer for layer in range(num_layers) if layer in only or (layer + 1) % step}
+    step = reader.whole("decoder_sparse_step", 1, default=1)
+    only = set(reader.take("mlp_only_layers", values.token_ids, default=()))
     return {
         "num_experts": num_experts,
         "top_k": top_k,
-        "moe_intermediate_size": reader.count("moe_intermediate_size"),
-        "norm_topk_prob": bool(reader.take("norm_topk_prob", default=False)),
-        "dense_layers": frozenset(dense),
+        "moe_intermediate_size": reader.whole("moe_intermediate_size", 1, MAX_SIZE),
+        "norm_topk_prob": reader.flag("norm_topk_prob"),
+        "dense_layers": frozenset(layer for layer in range(num_layers) if layer in only or (layer + 1) % step),
     }
 
 
-def _rope(reader: "_Reader") -> tuple[float, Yarn | None]:
+def _rope(reader: "_Reader", max_positions: int) -> tuple[float, Yarn | None]:
     """Returns theta and YaRN, from rope_theta and rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
-    old, new = reader.take("rope_scaling", default=None), reader.take("rope_parameters", default=None)
-    scaling = dict(new or old or {})
-    theta = reader.take("rope_theta", default=None)
-    theta = scaling.pop("rope_theta", theta)
+    old = reader.take("rope_scaling", _mapping, default={})
+    new = reader.take("rope_parameters", _mapping, default={})
+    rope = _Reader(old or new, f"{reader.source}: {'rope_scaling' if old else 'rope_parameters'}", ".")
+    # transformers forgets the theta of rope_parameters once there is a rope_scaling: here it counts.
+    thetas = (rope.given, reader.given, new)
+    theta = next((t["rope_theta"] for t in thetas if t.get("rope_theta") is not None), None)
     if theta is None:
         raise Qwen3Error(f"{reader.source}: no rope_theta: it differs within this family, so there is no default")
-    legacy = scaling.pop("type", "default")
-    rope_type = scaling.pop("rope_type", legacy)
-    if rope_type == "default":
-        _nothing_left(reader, scaling)
-        return float(theta), None
-    if rope_type != "yarn":
-        raise Qwen3Error(f"{reader.source}: rope_type {rope_type!r} is not supported, only 'default' and 'yarn'")
-    for key in ("factor", "original_max_position_embeddings"):
-        if not scaling.get(key):
-            raise Qwen3Error(f"{reader.source}: rope_type 'yarn' needs {key}")
-    attention_factor = scaling.pop("attention_factor", None)
-    yarn = Yarn(
-        factor=float(scaling.pop("factor")),
-        original_max_positions=int(scaling.pop("original_max_position_embeddings")),
-        beta_fast=float(scaling.pop("beta_fast", None) or 32),
-        beta_slow=float(scaling.pop("beta_slow", None) or 1),
-        attention_factor=None if attention_factor is None else float(attention_factor),
-        truncate=bool(scaling.pop("truncate", True)),
+    theta = values.number(theta, f"{reader.source}: rope_theta", 1, 1e36, above=True)
+    rope_type = rope.take("rope_type", values.text, default=rope.take("type", values.text, default="default"))
+    if rope_type not in facts.ROPE_USED:
+        raise Qwen3Error(f"{rope.source}: rope_type {brief(rope_type)} is not supported, only 'default' and 'yarn'")
+    for key, value in rope.given.items():
+        if facts.rope_refused(key, value, rope_type):
+            raise Qwen3Error(f"{rope.source}: field {brief(key)} = {brief(value)} is not supported")
+    beside = reader.whole("original_max_position_embeddings", 1, default=None)
+    return theta, _yarn(rope, beside, max_positions) if rope_type == "yarn" else None
+
+
+def _yarn(rope: "_Reader", beside: int | None, max_positions: int) -> Yarn:
+    """beside: original_max_position_embeddings where it stands outside of the block."""
+    name = "original_max_position_embeddings"
+    within = rope.whole(name, 1, default=None)
+    original = within if beside is None else beside
+    if original is None:
+        original = max_positions
+        said = "%s: no %s, so it is max_position_embeddings = %d, as in transformers (Qwen3's own is 32768)"
+        log.warning(said, shown(rope.source), name, original)
+    if "factor" in rope.given and rope.given["factor"] is None:
+        rope.given["factor"] = max_positions / original
+    factor = rope.take("factor", values.number, 1, 1e6)
+    if factor * original >= 2**31:
+        raise Qwen3Error(f"{rope.source}: factor {factor:g} times {name} = {original} is more than 2**31 tokens")
+    attention = rope.take("attention_factor", values.number, 0, 100, "", True, default=None)
+    mscale, all_dim = (rope.take(key, values.number, 0, 100, default=0) for key in ("mscale", "mscale_all_dim"))
+    if attention is None and mscale and all_dim and factor > 1:
+        attention = (0.1 * mscale * math.log(factor) + 1) / (0.1 * all_dim * math.log(factor) + 1)
+    if rope.given.get("attn_factor") is not None:
+        log.warning("%s: attn_factor has no effect, as in transformers", shown(rope.source))
+    return Yarn(
+        factor=factor,
+        original_max_positions=original,
+        beta_fast=rope.take("beta_fast", values.number, 0, 1e6, default=0) or 32.0,
+        beta_slow=rope.take("beta_slow", values.number, 0, 1e6, default=0) or 1.0,
+        attention_factor=attention,
+        truncate=rope.take("truncate", values.flag, default=True),
     )
-    _nothing_left(reader, scaling)
-    return float(theta), yarn
 
 
-def _nothing_left(reader: "_Reader", scaling: dict) -> None:
-    left = {k: v for k, v in scaling.items() if v is not None and (k, v) != ("partial_rotary_factor", 1.0)}
-    if left:
-        raise Qwen3Error(f"{reader.source}: rope field {next(iter(left))!r} is not supported")
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        values.refuse(value, name, "an object, or null")
+    return value
 
 
 class _Reader:
-    """Takes fields out of the values of config.json and keeps those that nobody took."""
+    """Reads checked values of a JSON object; messages call them by `source`, `joint` and their key."""
 
-    def __init__(self, values: dict, source: str):
-        self.left, self.source = dict(values), source
+    def __init__(self, given: dict[str, Any], source: str, joint: str = ": "):
+        self.given, self.source, self.joint = given, source, joint
 
-    def take(self, key: str, **default):
-        if key in self.left:
-            return self.left.pop(key)
-        if "default" in default:
-            return default["default"]
-        raise Qwen3Error(f"{self.source}: no field {key!r}: the file is not complete")
+    def take(self, key: str, check: Callable, *bounds: Any, default: Any = _MISSING) -> Any:
+        """The value of a key; `default` where it is absent or null."""
+        name = f"{self.source}{self.joint}{key}"
+        if (value := self.given.get(key)) is not None:
+            return check(value, name, *bounds)
+        if default is _MISSING:
+            raise Qwen3Error(f"{name} is missing: the file is not complete")
+        return default
 
-    def first(self, *keys: str, **default):
-        """Takes all of the names; returns the value of the first that is present."""
-        found = [self.left.pop(key) for key in keys if key in self.left]
-        return found[0] if found else self.take(keys[0], **default)
+    def whole(self, key: str, low: int, high: int = 2**31 - 1, default: Any = _MISSING) -> Any:
+        return self.take(key, values.whole, low, high, default=default)
 
-    def count(self, key: str, **default) -> int:
-        value = self.take(key, **default)
-        if value is None and "default" in default:
-            value = default["default"]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise Qwen3Error(f"{self.source}: {key} is {json.dumps(value)}, a positive whole number is needed")
-        return value
-
-    def refuse_the_rest(self) -> None:
-        for key, value in self.left.items():
-            if key not in _HARMLESS and value not in (None, False, [], {}):
-                raise Qwen3Error(f"{self.source}: field {key!r} = {json.dumps(value)} is not supported")
+    def flag(self, key: str) -> bool:
+        return self.take(key, values.flag, default=False)

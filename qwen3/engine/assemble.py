@@ -15,6 +15,7 @@ from ..measure.stats import Stats
 from ..model.footprint import planned_footprint
 from ..model.kv_cache import KVCache
 from ..model.qwen3 import Qwen3, random_weights
+from ..model.rope import rope_table_bytes
 from .blocks import BlockPool
 from .engine import Engine
 from .graphs import DecodeGraphs
@@ -38,9 +39,9 @@ def load_model(
 
     Raises Qwen3Error where they do not fit, and what `load_weights` raises.
     """
-    needed = planned_footprint(config, dtype).nbytes
+    needed = planned_footprint(config, dtype).nbytes + rope_table_bytes(config, max_model_len)
     source = Path(config.source).parent
-    place = (device, f"{source} in {dtype_name(dtype)}", "use a smaller model or a narrower dtype")
+    place = (device, f"{source} in {dtype_name(dtype)}", "use a smaller model, a narrower dtype or max_model_len")
     require(needed, *place)
     with out_of_memory_is_an_error(needed, *place):
         model = Qwen3(config, ops, max_model_len, dtype, device)
@@ -51,17 +52,23 @@ def load_model(
     return model.eval()
 
 
-def assemble(model: Qwen3, options: EngineConfig, max_model_len: int, backend: str, stats: Stats) -> Engine:
-    """The engine of a loaded model. backend: the name of the model's ops."""
-    can_record = model.device.type == "cuda" and backend == "triton" and options.kv_cache
+def records_graphs(options: EngineConfig, device: torch.device, backend: str) -> bool:
+    """Whether decode steps become CUDA graphs; raises Qwen3Error where they were asked for and cannot."""
+    can_record = device.type == "cuda" and backend == "triton" and options.kv_cache
     if options.cuda_graphs and not can_record:
         raise Qwen3Error("cuda_graphs = True needs a GPU, the triton backend and the KV cache: leave it out")
+    return can_record if options.cuda_graphs is None else options.cuda_graphs
+
+
+def assemble(model: Qwen3, options: EngineConfig, max_model_len: int, backend: str, stats: Stats) -> Engine:
+    """The engine of a loaded model. backend: the name of the model's ops."""
+    records = records_graphs(options, model.device, backend)
     cache = _kv_cache(model, options, max_model_len)
     name = f"{model.config.source} {model.dtype}"
     pool = BlockPool(cache.num_blocks, cache.block_size, name, options.shares_prefixes)
     scheduler = Scheduler(pool, options.max_num_seqs, options.max_num_batched_tokens, options.kv_cache)
     graphs = None
-    if options.graph_recorder or (can_record if options.cuda_graphs is None else options.cuda_graphs):
+    if options.graph_recorder or records:
         width = pool.blocks_for(max_model_len)
         graphs = DecodeGraphs(model, cache, options.max_num_seqs, width, options.graph_recorder)
     return Engine(scheduler, ModelRunner(model, cache, graphs), stats)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qwen3_kernels.ops import NO_TOKEN
+
 from ..errors import Qwen3Error
 from ..measure.stats import Stats
 from .request import TokenLogprob
@@ -109,10 +111,11 @@ class Engine:
             seconds=time.perf_counter() - started,
             routing=output.routing,
         )
-        logprobs = self.runner.sampler.logprobs(
-            output.logits, [item.sequence for item in scheduled.sampling], token_ids
-        )
-        sampled = self.scheduler.commit(scheduled, token_ids, logprobs)
+        sampler, sequences = self.runner.sampler, [item.sequence for item in scheduled.sampling]
+        logprobs = sampler.logprobs(output.logits, sequences, token_ids)
+        missing = [i for i, token in enumerate(token_ids) if token == NO_TOKEN]
+        errors = {i: sampler.error(output.logits[i], sequences[i]) for i in missing}
+        sampled = self.scheduler.commit(scheduled, token_ids, logprobs, errors)
         for sequence in sampled:
             if len(sequence.token_times) == 1 and sequence.error is None:
                 self.stats.first_token_seconds = sequence.token_times[0] - sequence.submitted

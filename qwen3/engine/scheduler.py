@@ -2,11 +2,10 @@
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
-
-from qwen3_kernels.ops import NO_TOKEN
 
 from ..errors import Qwen3Error
 from .blocks import BlockPool
@@ -143,11 +142,17 @@ class Scheduler:
             return None
         return Scheduled(tuple(Work(item.sequence, item.stop, 1, True) for item in scheduled.work))
 
-    def commit(self, scheduled: Scheduled, token_ids: list[int], logprobs: list[TokenLogprob | None]) -> list[Sequence]:
+    def commit(
+        self,
+        scheduled: Scheduled,
+        token_ids: list[int],
+        logprobs: list[TokenLogprob | None],
+        errors: Mapping[int, str] | None = None,
+    ) -> list[Sequence]:
         """Records that a step was computed and what it sampled; sequences that end give back their blocks.
 
-        token_ids, logprobs: one for each item of `scheduled.sampling`, NO_TOKEN for a sequence that ends with an error.
-        Returns the sequences that sampled.
+        token_ids, logprobs: one for each item of `scheduled.sampling`. errors: why those at these places have no token
+        and end. Returns the sequences that sampled.
         """
         sampled = [item.sequence for item in scheduled.sampling]
         for sequence, start, num_tokens, _ in scheduled.work:
@@ -155,9 +160,12 @@ class Scheduler:
                 sequence.computed_prompt_tokens += min(num_tokens, sequence.prompt_length - start)
             sequence.num_computed = start + num_tokens
         now = time.perf_counter()
-        for sequence, token, logprob in zip(sampled, token_ids, logprobs):
-            if token == NO_TOKEN:
-                self._break_off(sequence)
+        for i, (sequence, token, logprob) in enumerate(zip(sampled, token_ids, logprobs)):
+            if errors and i in errors:
+                sequence.error = errors[i]
+                # What it computed may not be finite either.
+                self.pool.uncache(sequence)
+                self.finish(sequence, "error")
                 continue
             sequence.token_times.append(now)
             sequence.token_ids.append(token)
@@ -194,16 +202,6 @@ class Scheduler:
     def reset_prefix_cache(self) -> None:
         """Shares nothing that was computed so far with later sequences."""
         self.pool.reset_prefix_cache()
-
-    def _break_off(self, sequence: Sequence) -> None:
-        """Ends a sequence whose scores are not finite; what it computed may not be either, so nobody shares it."""
-        count = len(sequence.token_ids) - sequence.prompt_length + 1
-        sequence.error = (
-            f"the scores of token {count} of the answer are not finite: try bfloat16 or float32 where the dtype is "
-            "float16, else the checkpoint is damaged, download it again"
-        )
-        self.pool.uncache(sequence)
-        self.finish(sequence, "error")
 
     def _take(self, sequence: Sequence, count: int) -> Work:
         start = sequence.num_computed

@@ -11,8 +11,13 @@ from ..config.model import ModelConfig
 def rope_table(config: ModelConfig, length: int) -> Tensor:
     """Cosines then sines of every position, [length, head_dim] float32, YaRN's attention factor included."""
     angles = torch.arange(length, dtype=torch.float32)[:, None] * inverse_frequencies(config)
-    magnitude = config.yarn.magnitude if config.yarn else 1.0
-    return torch.cat((angles.cos(), angles.sin()), dim=-1) * magnitude
+    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return table.mul_(config.yarn.magnitude) if config.yarn else table
+
+
+def rope_table_bytes(config: ModelConfig, length: int) -> int:
+    """The memory that `rope_table` takes while it runs: the table, its halves and the angles."""
+    return 10 * length * config.head_dim
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
@@ -34,5 +39,5 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low or 0.001)).clamp(0, 1)
     return frequencies * (1 - ramp) + frequencies / yarn.factor * ramp

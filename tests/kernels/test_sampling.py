@@ -9,7 +9,8 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_kernels import philox, reference, sampling
+from qwen3_kernels import cpu, philox, reference, sampling
+from qwen3_kernels.ops import NO_TOKEN, Ops
 from qwen3_kernels.sampling import sample
 from qwen3_kernels.testing.contract import poisoned_outputs
 
@@ -17,6 +18,7 @@ from .parameters import slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INFINITY = math.inf
+BACKENDS = [sampling, cpu, reference]
 
 # Positions at which the random number of seed 0 is 1.2e-7 and 1 - 1.2e-7.
 LOWEST, HIGHEST = 1_767_245, 4_826_271
@@ -205,6 +207,43 @@ def test_any_thresholds(data: st.DataObject) -> None:
     }
     # The rarest token must be likelier than the lowest random number.
     assert check_threshold(row.clamp(row.max() - 3 * given["temperature"]), **given) >= 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__.split(".")[-1])
+def test_top_p_that_is_reached_exactly_keeps_nothing_more(backend: Ops) -> None:
+    """Weights of 1, 1/2, 1/2, exact in float32: the first token alone holds half of the probability."""
+    logits = torch.tensor([[0.0, -math.log(2), -math.log(2)]] * 2, device=DEVICE)
+    for top_p, tokens in ((0.5, [0, 0]), (0.501, [0, 2])):
+        given = parameters(2, 3, top_p=top_p, positions=[LOWEST, HIGHEST])
+        assert backend.sample(logits, **given).tolist() == tokens
+
+
+# Rows from which nothing can be sampled.
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__.split(".")[-1])
+def test_a_row_that_is_not_finite_gives_no_token(backend: Ops, small: None) -> None:
+    """Wherever in the row it is, whatever is asked for; the rows beside it are sampled as ever."""
+    good = normal(1, 150)
+    # Around a block of 64.
+    bad = [(place, value) for place in (0, 63, 64, 149) for value in (math.nan, -math.nan, INFINITY)]
+    rows = good.repeat(len(bad) + 3, 1)
+    for row, (place, value) in enumerate(bad, 1):
+        rows[row, place] = value
+    rows[-2] = -INFINITY
+    rows[len(bad), 20] = -INFINITY  # infinities of both signs
+    for filters in ({"temperature": 0.0}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0.8}):
+        [alone] = backend.sample(good, **parameters(1, 150, positions=[7], **filters)).tolist()
+        given = parameters(len(rows), 150, positions=[7] * len(rows), **filters)
+        assert backend.sample(rows, **given).tolist() == [alone, *[NO_TOKEN] * (len(rows) - 2), alone], filters
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__.split(".")[-1])
+def test_a_greedy_row_beside_sampled_ones_that_are_not_finite(backend: Ops, small: None) -> None:
+    logits = normal(4, 100)
+    logits[1:3, 99] = math.nan
+    tokens = backend.sample(logits, **parameters(4, 100, temperature=[0.0, 0.0, 1.0, 1.0], top_k=[100, 3, 3, 1]))
+    assert tokens.tolist() == [int(logits[0].argmax()), NO_TOKEN, NO_TOKEN, int(logits[3].argmax())]
 
 
 # Tokens.

@@ -1,6 +1,7 @@
 """LLM: a request gives in a batch what it gives alone, with a cache what it gives without."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from qwen3.engine.params import Sampling
 from qwen3.engine.scheduler import Scheduled, Work
 from qwen3.engine.sequence import Sequence
 from qwen3.model.kv_cache import KVCache
+from qwen3.text.template import ChatTemplate
 
 from .conftest import SMALL, write_checkpoint
 
@@ -149,9 +151,8 @@ def test_stream_is_generate_in_pieces(llm):
 
 
 def test_chat_goes_through_the_template(llm, monkeypatch):
-    monkeypatch.setattr(
-        llm.tokenizer, "apply_chat_template", lambda messages, **v: f"{messages[0]['content']}|{v['mood']}"
-    )
+    template = ChatTemplate({"default": "{{ messages[0].content }}|{{ mood }}"}, {}, "test")
+    monkeypatch.setattr(llm.tokenizer, "_template", template)
     got = llm.chat([{"role": "user", "content": "hi"}], GREEDY, mood="good")
     assert got.token_ids == llm.generate("hi|good", GREEDY)[0].token_ids
     assert got.prompt_token_ids == llm.tokenizer.encode("hi|good")
@@ -269,3 +270,39 @@ def test_prompts_that_do_not_fit_together_take_turns(small, alone):
     done = llm.generate(prompts(), GREEDY)
     assert tokens(done) == tokens(alone)
     assert llm.engine.scheduler.pool.num_free == 5 and sum(c.metrics.preemptions for c in done) > 0
+
+
+def test_everything_that_can_be_refused_at_once_is_refused_before_the_weights(small, tmp_path, monkeypatch):
+    """The weights of a large model take minutes."""
+    monkeypatch.setattr("qwen3.llm.load_model", lambda *arguments: pytest.fail("the weights were loaded first"))
+    for name, content in (
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", None),
+        ("generation_config.json", '{"num_beams": 4}'),
+        ("generation_config.json", "[]"),
+        ("tokenizer_config.json", "{"),
+        ("chat_template.jinja", b"\xff"),
+        ("config.json", "{"),
+    ):
+        folder = tmp_path / f"{name} {content!r}".replace("/", "")
+        shutil.copytree(small, folder)
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(Qwen3Error, match=name):
+            LLM(folder, device="cpu")
+    for options in ({"max_model_len": 257}, {"dtype": "int4"}, {"backend": "x"}, {"cuda_graphs": True}):
+        with pytest.raises(Qwen3Error):
+            LLM(small, device="cpu", **options)
+
+
+def test_an_llm_is_closed_at_the_end_of_its_with(small):
+    with LLM(small, device="cpu") as llm:
+        assert len(llm.generate("hello", GREEDY)[0].token_ids) == 24
+    with pytest.raises(Qwen3Error, match="closed"):
+        llm.generate("hello", GREEDY)
+    with pytest.raises(ZeroDivisionError), LLM(small, device="cpu") as llm:
+        raise ZeroDivisionError
+    with pytest.raises(Qwen3Error, match="closed"):
+        llm.logits([1])

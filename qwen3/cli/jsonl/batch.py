@@ -13,8 +13,9 @@ from ...engine.loop import Request
 from ...engine.params import SamplingParams
 from ...errors import brief, shown
 from ...llm import LLM
-from ...load.hub import resolve
-from ..options import PromptOptions, load_model, print_statistics
+from ...load.resolve import resolve
+from ..model import load_model, print_statistics
+from ..options import PromptOptions
 from .interrupts import Interrupts
 from .lines import Line, joined, read_lines
 from .output import File, Stream, open_output
@@ -61,7 +62,7 @@ class _Batch:
         if len(self.output.taken) == len(self.lines):
             self.output.finish(self.interrupts)
             return 0
-        llm = load_model(self.args)
+        llm = load_model(self.args, chats=False)
         self._answer(llm, self._prepare(llm))
         self.output.finish(self.interrupts)
         print_statistics(self.args, llm)

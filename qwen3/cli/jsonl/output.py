@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from ...errors import Qwen3Error, shown
+from ..streams import require_stdout
 from .interrupts import Interrupts
 from .journal import Journal, write_all
 from .lines import Line, joined
@@ -211,12 +212,14 @@ def _is_descriptor(path: str) -> bool:
 
 
 def _stdout_writer() -> Callable[[bytes], object]:
-    if sys.stdout is None:
-        raise Qwen3Error("stdout is closed: name a file with --output")
+    require_stdout()
     try:
         sys.stdout.flush()
         fd = sys.stdout.fileno()
-    except (OSError, ValueError):  # a stream without a descriptor
+    except (OSError, ValueError) as error:
+        if isinstance(error, Qwen3Error):
+            raise
+        # A stream without a descriptor.
         return lambda data: sys.stdout.write(data.decode())
     # Past the buffer: what a full disk or a closed pipe does not take must not be written again at exit.
     return lambda data: write_all(fd, data)

@@ -19,7 +19,10 @@ _PARAMETERS = {field.name for field in fields(SamplingParams)}
 _OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 # Arguments of LLM.render that a line may set.
 _RENDERING = ("add_generation_prompt", "continue_final_message", "enable_thinking")
-_PROMPT = ("prompt", "messages", "system", "raw", "tools", "tool_choice", "chat_template_kwargs", *_RENDERING)
+_PROMPT = (
+    "prompt", "messages", "system", "raw", "sanitize_control_tokens", "tools", "tool_choice", "chat_template_kwargs",
+    *_RENDERING,
+)  # fmt: skip
 # What the record of a line repeats: it names the line, or says which prompt was answered.
 _REPEATED = ("id", "custom_id", "metadata", *_PROMPT)
 # What OpenAI's clients send and what changes no answer.
@@ -112,6 +115,8 @@ def _ids(llm: LLM, values: dict[str, Any], options: PromptOptions) -> list[int]:
     rendering = _rendering(values)
     if "raw" in values:
         options = replace(options, raw=flag(values["raw"], '"raw"'))
+    if "sanitize_control_tokens" in values:
+        options = replace(options, sanitize=flag(values["sanitize_control_tokens"], '"sanitize_control_tokens"'))
     if "system" in values:
         options = replace(options, system=text(values["system"], '"system"', empty=True))
     if "messages" in values:
@@ -133,12 +138,14 @@ def _rendering(values: dict[str, Any]) -> dict[str, Any]:
     variables = values.get("chat_template_kwargs", {})
     if not isinstance(variables, dict):
         refuse(variables, '"chat_template_kwargs"', "an object with variables of the chat template")
-    if reserved := variables.keys() & {"messages", "tools", "prompt"}:
+    if reserved := variables.keys() & {"messages", "tools", "prompt", "sanitize_control_tokens"}:
         raise Qwen3Error(f'"chat_template_kwargs" holds {brief(min(reserved))}, which is a field of the line itself')
     rendering = dict(variables)
     for name in _RENDERING:
-        if name in values and rendering.setdefault(name, flag(values[name], f'"{name}"')) != values[name]:
+        if name in values and rendering.setdefault(name, values[name]) != values[name]:
             raise Qwen3Error(f'"{name}" is also in "chat_template_kwargs", and not the same: leave one out')
+    if "enable_thinking" in rendering:
+        flag(rendering["enable_thinking"], '"enable_thinking"')
     choice = values.get("tool_choice", "auto")
     if choice not in ("auto", "none"):
         refuse(choice, '"tool_choice"', '"auto" or "none"')

@@ -1,6 +1,7 @@
 """config.json in both dialects, and what is refused."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -8,22 +9,7 @@ import torch
 from qwen3 import Qwen3Error
 from qwen3.config.hf import from_hf, model_config
 
-# The fields of Qwen3-30B-A3B's config.json.
-PUBLISHED = {
-    "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
-    "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
-    "initializer_range": 0.02, "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48,
-    "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768, "norm_topk_prob": True,
-    "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
-    "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-06, "rope_scaling": None,
-    "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None, "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
-    "vocab_size": 151936,
-}  # fmt: skip
-
-
-def changed(**changes):
-    return {k: v for k, v in (PUBLISHED | changes).items() if v != "absent"}
+from .published import PUBLISHED, YARN, changed, dense
 
 
 def test_published_sizes():
@@ -53,6 +39,148 @@ def test_dense_layers():
     assert [config.is_moe_layer(i) for i in range(6)] == [False, True, False, False, False, True]
 
 
+# What a key that is left out counts as, by the name that it has in transformers' config classes.
+FIELDS = {
+    "attention_bias": "attention_bias", "head_dim": "head_dim", "num_key_value_heads": "num_kv_heads",
+    "rms_norm_eps": "rms_norm_eps", "tie_word_embeddings": "tie_word_embeddings", "dtype": "dtype",
+    "norm_topk_prob": "norm_topk_prob",
+}  # fmt: skip
+
+# transformers has defaults for these too, which are those of one model.
+REQUIRED = {
+    "hidden_size", "intermediate_size", "max_position_embeddings", "moe_intermediate_size", "num_attention_heads",
+    "num_experts", "num_experts_per_tok", "num_hidden_layers", "rope_theta", "vocab_size",
+}  # fmt: skip
+
+
+def test_a_key_that_is_left_out_counts_as_in_transformers():
+    transformers = pytest.importorskip("transformers")
+    for values, kind in ((PUBLISHED, transformers.Qwen3MoeConfig), (dense(), transformers.Qwen3Config)):
+        for key in sorted(values.keys() - {"model_type"}):
+            less = {k: v for k, v in values.items() if k not in (key, "torch_dtype")}
+            if key in REQUIRED:
+                with pytest.raises(Qwen3Error, match=f"{key} is missing|no {key}"):
+                    from_hf(less)
+                continue
+            ours = from_hf(less)
+            theirs = kind.from_dict(less)
+            for name, field in FIELDS.items():
+                if name == "head_dim":
+                    default = less["hidden_size"] // less["num_attention_heads"]
+                    assert ours.head_dim == getattr(theirs, "head_dim", default)
+                elif name in kind().to_dict() or name == "dtype":
+                    assert getattr(ours, field) == getattr(theirs, name), (key, name)
+            layers = range(ours.num_layers)
+            if kind is transformers.Qwen3MoeConfig:
+                step, only = theirs.decoder_sparse_step, theirs.mlp_only_layers
+                assert ours.dense_layers == {i for i in layers if i in only or (i + 1) % step}
+            assert theirs.hidden_act == "silu" and theirs.sliding_window is None
+            assert ours.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    # Each of the defaults differs from what a wrong one would be.
+    assert from_hf({k: v for k, v in PUBLISHED.items() if k not in ("num_key_value_heads", "head_dim")}).head_dim == 64
+    assert from_hf(changed(norm_topk_prob="absent")).norm_topk_prob is False
+    assert (
+        from_hf({k: v for k, v in dense(num_key_value_heads=8).items() if k != "num_key_value_heads"}).num_kv_heads
+        == 32
+    )
+    assert from_hf(dense(num_attention_heads=64, num_key_value_heads=None)).num_kv_heads == 64
+
+
+def test_null_says_nothing():
+    for values in (PUBLISHED, dense()):
+        for key in values.keys() - {"model_type", "num_key_value_heads"}:
+            results = []
+            for less in (values | {key: None}, {k: v for k, v in values.items() if k != key}):
+                try:
+                    results.append(from_hf(less))
+                except Qwen3Error as error:
+                    results.append(str(error))
+            assert results[0] == results[1], key
+
+
+PAIRS = [
+    # (what config.json says, what wins)
+    ({"num_experts": 128, "num_local_experts": 64}, {"num_experts": 64}),
+    ({"torch_dtype": "float32", "dtype": "float16"}, {"torch_dtype": "float16"}),
+    ({"torch_dtype": "float32", "dtype": None}, {"torch_dtype": "float32"}),
+    ({"rope_scaling": YARN, "rope_parameters": {"rope_type": "default"}}, {"rope_scaling": YARN}),
+    ({"rope_scaling": {"rope_type": "default"}, "rope_parameters": YARN}, {}),
+    ({"rope_scaling": {}, "rope_parameters": YARN}, {"rope_scaling": YARN}),
+    ({"rope_scaling": None, "rope_parameters": YARN}, {"rope_scaling": YARN}),
+    ({"rope_scaling": YARN, "rope_parameters": YARN | {"factor": 2.0}}, {"rope_scaling": YARN}),
+    ({"rope_scaling": YARN | {"type": "linear"}}, {"rope_scaling": YARN}),
+    ({"rope_scaling": {("type" if k == "rope_type" else k): v for k, v in YARN.items()}}, {"rope_scaling": YARN}),
+    ({"rope_theta": 1e7, "rope_parameters": {"rope_theta": 5e6}}, {"rope_theta": 5e6}),
+    ({"rope_theta": 1e7, "rope_scaling": YARN | {"rope_theta": 5e6}}, {"rope_theta": 5e6, "rope_scaling": YARN}),
+    (
+        {"rope_theta": 1e7, "rope_scaling": YARN, "rope_parameters": {"rope_theta": 5e6}},
+        {"rope_theta": 1e7, "rope_scaling": YARN},
+    ),
+    (
+        {"original_max_position_embeddings": 64, "rope_scaling": YARN},
+        {"rope_scaling": YARN | {"original_max_position_embeddings": 64}},
+    ),
+    ({"original_max_position_embeddings": 64}, {}),
+]
+# transformers refuses these, or fails with them.
+OURS_ALONE = [
+    ({"num_experts": None, "num_local_experts": 64}, {"num_experts": 64}),
+    ({"num_experts": 64, "num_local_experts": None}, {"num_experts": 64}),
+    ({"torch_dtype": "torch.float16"}, {"torch_dtype": "float16"}),
+    ({"rope_theta": 1e7, "rope_parameters": {"rope_theta": None}}, {"rope_theta": 1e7}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("both, winner", PAIRS)
+def test_of_two_keys_that_say_the_same_the_winner_is_that_of_transformers(both, winner):
+    transformers = pytest.importorskip("transformers")
+    config = from_hf(changed(**both))
+    assert config == from_hf(changed(**winner))
+    theirs = transformers.Qwen3MoeConfig.from_dict(json.loads(json.dumps(changed(**both))))
+    rope = theirs.rope_parameters
+    assert (config.num_experts, config.rope_theta, config.dtype) == (
+        theirs.num_experts,
+        rope["rope_theta"],
+        theirs.dtype,
+    )
+    if config.yarn:
+        transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](theirs)
+        yarn = (config.yarn.factor, config.yarn.original_max_positions)
+        assert yarn == (rope["factor"], rope["original_max_position_embeddings"])
+    assert (config.yarn is not None) == (rope["rope_type"] == "yarn")
+
+
+@pytest.mark.parametrize("both, winner", OURS_ALONE)
+def test_null_and_prefixes_in_pairs(both, winner):
+    assert from_hf(changed(**both)) == from_hf(changed(**winner)) != from_hf(PUBLISHED)
+
+
+def test_a_theta_beside_the_block_that_lost_still_counts():
+    """transformers falls back to theta 1e4 here, which is no model's of this family."""
+    both = changed(rope_theta="absent", rope_scaling=YARN, rope_parameters={"rope_type": "default", "rope_theta": 5e6})
+    assert from_hf(both) == from_hf(changed(rope_theta=5e6, rope_scaling=YARN))
+
+
+def test_yarn_as_people_write_it(caplog):
+    config = from_hf(changed(rope_scaling={"type": "yarn", "factor": 4.0}), "c.json")
+    assert config.yarn.original_max_positions == 40960 and config.max_context == 4 * 40960
+    assert "c.json: rope_scaling: no original_max_position_embeddings" in caplog.messages[0]
+    assert "40960" in caplog.messages[0] and "32768" in caplog.messages[0]
+    # DeepSeek-R1-0528-Qwen3-8B
+    published = YARN | {"attn_factor": 0.8782488562869419}
+    assert from_hf(dense(rope_scaling=published), "c.json") == from_hf(dense(rope_scaling=YARN))
+    assert caplog.messages[1:] == ["c.json: rope_scaling: attn_factor has no effect, as in transformers"]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    assert from_hf(changed(rope_scaling=YARN | {"original_max_position_embeddings": None})).max_context == 4 * 40960
+    assert from_hf(changed(rope_scaling=YARN | {"factor": None})).yarn.factor == 40960 / 32768
+
+
+@pytest.mark.parametrize("names", [None, [], ["Qwen3MoeModel"], ["FSDPQwen3MoeForCausalLM"], "Qwen3MoeForCausalLM"])
+def test_architectures_of_the_same_model(names):
+    assert from_hf(changed(architectures=names)) == from_hf(PUBLISHED)
+    assert from_hf(dense() | {"architectures": ["Qwen3Model"]}) == from_hf(dense())
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [
@@ -63,18 +191,17 @@ def test_dense_layers():
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "original_max_position_embeddings"),
-        (
-            {
-                "rope_scaling": {
-                    "rope_type": "yarn",
-                    "factor": 2.0,
-                    "original_max_position_embeddings": 64,
-                    "mscale": 0.7,
-                }
-            },
-            "mscale",
-        ),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
+        ({"rope_scaling": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": YARN}}, "full_attention"),
+        ({"rope_theta": 1}, "rope_theta"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"hidden_size": 16, "head_dim": "absent"}, "head_dim 0"),
+        ({"num_hidden_layers": 10_001}, "from 1 to 10000"),
+        ({"eos_token_id": 151936}, "from 0 to 151935"),
+        ({"eos_token_id": [0, -1]}, "eos_token_id is -1"),
+        ({"model_type": "absent"}, "model_type is None"),
         ({"rope_theta": "absent"}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
@@ -95,9 +222,25 @@ def test_what_would_change_the_output_is_refused_by_name(changes, named):
 
 def test_generation_config_names_the_end_of_text(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
-    assert model_config(tmp_path).eos_token_ids == (151645,)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [151645, 151643]}))
-    assert model_config(tmp_path).eos_token_ids == (151645, 151643)
+    for said, ends in (
+        (None, (151645,)),
+        ({}, (151645,)),
+        ({"eos_token_id": None}, (151645,)),
+        ({"eos_token_id": [151645, 151643]}, (151645, 151643)),
+        ({"eos_token_id": 0}, (0,)),
+        ({"eos_token_id": []}, ()),
+    ):
+        if said is not None:
+            (tmp_path / "generation_config.json").write_text(json.dumps(said))
+        assert model_config(tmp_path).eos_token_ids == ends
+    for wrong in ("0", -1, 151936, True, ["x"], {"a": 1}, 0.5):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(Qwen3Error, match="generation_config.json: eos_token_id is .* from 0 to 151935"):
+            model_config(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").symlink_to(tmp_path / "gone")
+    with pytest.raises(Qwen3Error, match="generation_config.json: is a link whose target is missing"):
+        model_config(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "", '{"model_type": "qwen3_', "[1]"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qwen3.engine.params import Sampling
-from qwen3.engine.sampler import Sampler, SamplingBatch, penalized
+from qwen3.engine.sampler import Sampler, SamplingBatch, adjusted
 from qwen3.engine.scheduler import Work
 from qwen3.engine.sequence import Sequence, percentile
 from qwen3_kernels import reference
@@ -39,7 +39,7 @@ def test_penalties():
         sequence([0], [1]),
     ]
     expected = torch.tensor([[1.0, -4.0, 1.0, 0.5], [2.0, -3.0, 0.25, 0.5], [2.0, -2.0, 1.0, 0.5]])
-    assert torch.equal(penalized(logits, rows), expected)
+    assert torch.equal(adjusted(logits, rows), expected)
     assert logits[0, 0] == 2  # the model's own scores stay as they are
 
 
@@ -47,7 +47,7 @@ def test_repetition_penalty_is_transformers():
     processors = pytest.importorskip("transformers").generation.logits_process
     logits, ids = torch.randn(1, 50), [3, 4, 4, 9]
     expected = processors.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([ids]), logits)
-    assert torch.equal(penalized(logits, [sequence(ids[:2], ids[2:], repetition_penalty=1.3)]), expected)
+    assert torch.equal(adjusted(logits, [sequence(ids[:2], ids[2:], repetition_penalty=1.3)]), expected)
 
 
 def sampled_tokens(logits, count, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, seed=0):

@@ -8,6 +8,8 @@ from qwen3 import LLM, SamplingParams
 from ..conftest import write_checkpoint
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+# Each changes the table of this shape: see test_rope.py.
+OWN_YARN = {"attention_factor": 0.9, "beta_fast": 2, "beta_slow": 0.5, "truncate": False}
 
 # Each differs from conftest.SMALL (8 experts, top-2, renormalized, GQA groups of 2, head_dim 32, untied, theta 1e6).
 CONFIGS = {
@@ -25,7 +27,8 @@ CONFIGS = {
     "decoder_sparse_step 2": {"decoder_sparse_step": 2},
     "attention bias": {"attention_bias": True},
     "YaRN factor 4": {"rope_parameters": YARN},
-    "YaRN with its own attention factor": {"rope_parameters": YARN | {"attention_factor": 0.9, "beta_fast": 16}},
+    "YaRN with its own parameters": {"rope_parameters": YARN | OWN_YARN},
+    "rms_norm_eps 1e-2": {"rms_norm_eps": 1e-2},
     "theta 1e7": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e7}},
     "dense": {"dense": True},
     "dense, tied, groups of 4": {"dense": True, "tie_word_embeddings": True, "num_key_value_heads": 1},

@@ -123,7 +123,7 @@ def test_a_batch_without_an_answer_leaves_nothing(run, tmp_path, monkeypatch):
     code, _, err = run(LINES, *OUT)
     assert code == 130 and "answers are in" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
-    monkeypatch.setattr(batch, "load_model", lambda args: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(batch, "load_model", lambda args, chats: (_ for _ in ()).throw(KeyboardInterrupt()))
     assert run(LINES, *OUT)[0] == 130 and [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 

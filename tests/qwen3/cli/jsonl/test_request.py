@@ -177,6 +177,8 @@ def test_a_line_decides_before_the_command_line_does(ask, llm):
     assert ask(on, quiet)[2] == ids(llm, enable_thinking=True)
     assert ask({"prompt": "hi", "raw": True})[2] == llm.tokenizer.encode("hi")
     assert ask({"prompt": "hi", "raw": False}, PromptOptions(raw=True))[2] == ids(llm)
+    named = {"prompt": "a<|x|>", "raw": True}
+    assert ask(named | {"sanitize_control_tokens": True})[2] == ask(named, PromptOptions(sanitize=True))[2]
     system = [{"role": "system", "content": "s"}, *TALK]
     assert ask({"prompt": "hi", "system": "s"}, PromptOptions(system="other"))[2] == llm.render(system)
 
@@ -220,6 +222,12 @@ def test_a_prompt_of_token_ids(ask):
         ({"messages": TALK, "tool_choice": "required"}, "tool_choice"),
         ({"messages": TALK, "tool_choice": {"type": "function"}}, "tool_choice"),
         ({"messages": TALK, "enable_thinking": "false"}, "enable_thinking"),
+        ({"messages": TALK, "chat_template_kwargs": {"enable_thinking": "false"}}, "enable_thinking"),
+        ({"messages": TALK, "add_generation_prompt": "false"}, "add_generation_prompt"),
+        ({"messages": TALK, "continue_final_message": 5}, "continue_final_message"),
+        ({"prompt": "a", "sanitize_control_tokens": 1}, "sanitize_control_tokens"),
+        ({"messages": TALK, "chat_template_kwargs": {"sanitize_control_tokens": False}}, "sanitize_control_tokens"),
+        ({"messages": TALK, "chat_template_kwargs": {"styel": 1}}, "styel"),
         ({"messages": TALK, "chat_template_kwargs": [1]}, "chat_template_kwargs"),
         ({"messages": TALK, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.*messages"),
         ({"messages": TALK, "chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.*tools"),
