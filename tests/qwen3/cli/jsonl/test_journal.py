@@ -76,7 +76,7 @@ def test_what_a_killed_run_left_of_an_entry_is_cut_off(path, cut):
 def test_the_beginning_of_a_first_line_is_no_foreign_file(path):
     write(path, 1)
     whole = Path(path).read_bytes()
-    for cut in range(whole.index(b"\n") + 1):
+    for cut in (*range(25), *range(25, whole.index(b"\n") + 1, 40)):
         Path(path).write_bytes(whole[:cut])
         write(path, 1)
         assert resumed(path) == {0: '{"text": "1"}'}
