@@ -2,12 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from ..engine.params import SamplingParams
 from ..errors import Qwen3Error, brief, one_line
 from .interrupt import ends_at_once
-from .options import PromptOptions, add_answering, prompt_ids, prompt_options, sampling_params, text
+from .options import add_answering, prompt_ids, prompt_options, sampling_params, text
 from .streams import require_stdout
 
 # A prompt has no more bytes than the longest context has room for.
@@ -21,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--prompt", type=text, metavar="PROMPT", help="the same as an option")
     parser.add_argument(
         "--prompts-file",
-        type=Path,
         metavar="IN.JSONL",
-        help='one JSON object a line: {"prompt": TEXT} or {"messages": [...]}, with any of "id", "max_new_tokens", '
-        '"temperature", "top_k", "top_p", "min_p", "seed", "stop", ...',
+        help='one JSON object a line: {"prompt": TEXT} or {"messages": [...]}, with any sampling option and "id", or a '
+        "line of OpenAI's batch files; - is stdin",
     )
-    parser.add_argument("--output", type=Path, metavar="OUT.JSONL", help="answers to --prompts-file (default: stdout)")
+    parser.add_argument("--output", metavar="OUT.JSONL", help="answers to --prompts-file; - is stdout (default)")
+    parser.add_argument("--resume", action="store_true", help="go on with an --output whose run did not end")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
     add_answering(parser)
 
@@ -39,12 +37,15 @@ def run(args: argparse.Namespace) -> int:
     given = {"PROMPT": args.text or None, "--prompt": args.prompt, "--prompts-file": args.prompts_file}
     if len(ways := [name for name, value in given.items() if value is not None]) > 1:
         raise Qwen3Error(f"{ways[0]} and {ways[1]} were given: one of them is enough")
-    if args.output and not args.prompts_file:
-        raise Qwen3Error("--output goes with --prompts-file: a single answer is printed")
+    if args.prompts_file is None and (args.output is not None or args.resume):
+        flag = "--resume" if args.output is None else "--output"
+        raise Qwen3Error(f"{flag} goes with --prompts-file: a single answer is printed")
     # Everything that can be wrong without a model is, before PyTorch is imported.
     params, options = sampling_params(args), prompt_options(args)
-    if args.prompts_file:
-        return _answer_file(args, params, options)
+    if args.prompts_file is not None:
+        with ends_at_once():
+            from .jsonl.batch import answer_file
+        return answer_file(args, params, options)
     prompt = _prompt(args.text[0] if args.text else args.prompt)
     require_stdout()
     with ends_at_once():
@@ -65,19 +66,6 @@ def run(args: argparse.Namespace) -> int:
     report(llm, stream.completion, params)
     print_statistics(args, llm)
     return 0
-
-
-def _answer_file(args: argparse.Namespace, params: SamplingParams, options: PromptOptions) -> int:
-    with ends_at_once():
-        from .jsonl import answer_lines, read_lines, whole_or_nothing
-        from .model import load_model, print_statistics
-    lines = read_lines(args.prompts_file)
-    # The output is opened before the model is loaded: minutes may lie between.
-    with whole_or_nothing(args.output) as write:
-        llm = load_model(args, chats=False)
-        code = answer_lines(llm, lines, write, params, options, str(args.prompts_file))
-    print_statistics(args, llm)
-    return code
 
 
 def _prompt(given: str | None) -> str:

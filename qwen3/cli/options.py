@@ -174,21 +174,28 @@ def prompt_options(args: argparse.Namespace) -> PromptOptions:
 
 
 def prompt_ids(
-    llm: "LLM", options: PromptOptions, *, prompt: str | None = None, messages: list[dict] | None = None
+    llm: "LLM",
+    options: PromptOptions,
+    *,
+    prompt: str | None = None,
+    messages: list[dict] | None = None,
+    **rendering: Any,
 ) -> list[int]:
     """Returns the token ids of a prompt, or of the messages of a conversation.
 
     Messages need a chat template. A prompt is a conversation of one message, or text to be encoded as it stands with
-    `raw` and for a model without a chat template.
+    `raw` and for a model without a chat template. rendering: further arguments of LLM.render.
     """
     if prompt is not None and (options.raw or not llm.tokenizer.has_chat_template):
-        if options.system is not None or not options.thinking:
-            what = "--system" if options.system is not None else "--no-thinking"
+        if options.system is not None or not options.thinking or rendering:
+            system = "a system text" if options.system is not None else None
+            what = system or next(iter(rendering), "--no-thinking")
             why = "--raw was given" if options.raw else f"{llm.folder} has none"
             raise Qwen3Error(f"{what} needs a chat template, and {why}")
         return llm.tokenizer.encode(prompt, sanitize_control_tokens=options.sanitize)
     conversation = (messages or []) if prompt is None else [{"role": "user", "content": prompt}]
     if options.system is not None:
         conversation = [{"role": "system", "content": options.system}, *conversation]
-    variables: dict[str, Any] = {} if options.thinking else {"enable_thinking": False}
-    return llm.render(conversation, sanitize_control_tokens=options.sanitize, **variables)
+    if not options.thinking:
+        rendering = {"enable_thinking": False} | rendering
+    return llm.render(conversation, sanitize_control_tokens=options.sanitize, **rendering)

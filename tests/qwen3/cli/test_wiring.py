@@ -65,7 +65,7 @@ ANSWERING = {
     *SAMPLING,
 }
 TESTED = {
-    "generate": ANSWERING | {"text", "prompt", "prompts_file", "output", "raw"},
+    "generate": ANSWERING | {"text", "prompt", "prompts_file", "output", "resume", "raw"},
     "chat": ANSWERING,
     "bench": {
         "repo_id",
