@@ -172,16 +172,34 @@ class LLM:
         """`stream` for an event loop, which it never holds up: the engine runs in its own thread."""
         return AsyncStream(self.loop, partial(self.prepare, prompt, params))
 
-    def chat(self, messages: list[dict], params: SamplingParams | None = None, **template_kwargs: Any) -> Completion:
-        """Answers one conversation, rendered by the model's chat template with `template_kwargs` as its variables."""
+    def chat(self, messages: list[dict], params: SamplingParams | None = None, **options: Any) -> Completion:
+        """Answers one conversation; `options` are those of `render`."""
         check_params(params)
-        return self.generate([self.render(messages, **template_kwargs)], params)[0]
+        return self.generate([self.render(messages, **options)], params)[0]
 
-    def render(self, messages: list[dict], **template_kwargs: Any) -> RenderedChat:
-        """The token ids of a conversation in the model's chat template, ready for the answer."""
-        text = self.tokenizer.apply_chat_template(messages, **template_kwargs)
-        # The template itself writes what begins a text.
-        return RenderedChat(self.tokenizer.encode(text, add_special_tokens=False))
+    def render(
+        self,
+        messages: list[dict],
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        tools: list[dict] | None = None,
+        sanitize_control_tokens: bool = False,
+        **template_variables: Any,
+    ) -> RenderedChat:
+        """The token ids of a conversation in the model's chat template, ready for the answer.
+
+        See `Tokenizer.apply_chat_template` and `Tokenizer.encode_chat`.
+        """
+        ids = self.tokenizer.encode_chat(
+            messages,
+            add_generation_prompt,
+            tools,
+            continue_final_message=continue_final_message,
+            sanitize_control_tokens=sanitize_control_tokens,
+            **template_variables,
+        )
+        return RenderedChat(ids)
 
     def logits(self, token_ids: list[int]) -> Tensor:
         """The scores of every next token after each token of one sequence, float32 [len(token_ids), vocab_size]."""

@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor
 
 from qwen3 import LLM, Completion
-from qwen3.cli.bench import (
+from qwen3.cli.speed import (
     BLOCK_SIZE,
     bytes_per_step,
     decode_seconds,

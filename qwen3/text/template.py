@@ -1,19 +1,39 @@
-"""Chat templates: render a conversation in the format that the model was trained on."""
+"""Chat templates: render a conversation in the format that the model was trained on; what would get lost is refused."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
+from difflib import get_close_matches
+from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from ..config.values import flag
+from ..errors import Qwen3Error, brief, one_line
+from .messages import REASONING_KEYS, SILENT_KEYS, map_text, normalize, plain, tool_schemas
+from .sandbox import Compiled, Sandbox
 
-from ..errors import Qwen3Error, one_line
+# Options of transformers' apply_chat_template that are no variables, each with the values that ask for what is done.
+_OPTIONS: dict[str, tuple] = {
+    "chat_template": (None,),
+    "max_length": (None,),
+    "padding": (False, None),
+    "return_assistant_tokens_mask": (False,),
+    "return_dict": (False,),
+    "return_tensors": (None,),
+    "tokenizer_kwargs": (None,),
+    "truncation": (False, None),
+}
+_TAIL = "end"
 
-# Keys under which clients send the reasoning of a message; templates read the first.
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What one rendering is made of."""
+
+    messages: list[dict]
+    tools: list[dict] | None
+    variables: dict[str, Any]
+    add_generation_prompt: bool
 
 
 class ChatTemplate:
@@ -25,118 +45,254 @@ class ChatTemplate:
 
     def __init__(self, templates: dict[str, str], named_tokens: dict[str, str], source: str):
         self.templates, self._named_tokens, self._source = templates, named_tokens, source
-        self._environment = _environment(templates)
+        self._sandbox = Sandbox()
+        self._compiled: dict[str, Compiled] = {}
 
     def render(
-        self, messages: list[dict], add_generation_prompt: bool, tools: list[dict] | None, variables: dict
+        self,
+        messages: list[dict],
+        tools: list[dict] | None,
+        variables: dict[str, Any],
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        tokenize: bool = False,
+        protect: Callable[[str, bool], str] | None = None,
     ) -> str:
-        """Renders one conversation; see `Tokenizer.apply_chat_template`."""
+        """Renders one conversation; see `Tokenizer.apply_chat_template`.
+
+        tokenize: what the caller makes of the text; the option of this name may say so. protect: changes each text that
+        the template is given; it is told whether the text is the assistant's.
+        """
+        template = self._compile(self._name(tools))
+        adds = _adds_prompt(add_generation_prompt, continue_final_message)
+        self._check_variables(variables, template.variables, tokenize)
+        prompt = _Prompt(
+            normalize(messages, template.strings), tool_schemas(tools), plain("a template variable", variables), adds
+        )
+
+        now = datetime.now()
+
+        def run(prompt: _Prompt) -> str:
+            values = {**self._named_tokens, "documents": None, **prompt.variables, "messages": prompt.messages}
+            values |= {"tools": prompt.tools, "add_generation_prompt": prompt.add_generation_prompt}
+            return self._sandbox.run(template, values, now)
+
+        marker = _marker(prompt)
+        try:
+            prompt = replace(prompt, messages=_join_parts(run, prompt, marker, joined=protect is not None))
+            text = run(prompt)
+        except Exception as error:  # a template is a program: it can raise anything
+            raise self._refusal(error) from None
+        _require_shown(run, prompt, text, marker)
+        if protect is not None:
+            prompt = _protected(prompt, protect)
+        if continue_final_message:
+            prompt = _continued(prompt, continue_final_message, marker)
+        try:
+            text = run(prompt) if continue_final_message or protect is not None else text
+        except Exception as error:
+            raise self._refusal(error) from None
+        return _cut_after(text, marker) if continue_final_message else text
+
+    def literals(self) -> str:
+        """All templates, one after the other."""
+        return "\n".join(self.templates.values())
+
+    def after_answer(self) -> str:
+        """Returns what the template writes after an answer, an empty text where that cannot be seen."""
+        prompt = _Prompt([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], None, {}, False)
+        marker = _marker(prompt)
+        prompt.messages[-1]["content"] = marker
+        try:
+            return self.render(prompt.messages, None, {}, add_generation_prompt=False).partition(marker)[2]
+        except Qwen3Error:
+            return ""
+
+    def _name(self, tools: Any) -> str:
         name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"
         if not self.templates:
             raise Qwen3Error(f"{self._source}: this model has no chat template: use raw text (--raw)")
         if name not in self.templates:
             raise Qwen3Error(f"{self._source}: no chat template is named 'default', only {', '.join(self.templates)}")
-        context = {
-            **self._named_tokens,
-            "documents": None,
-            **_plain("a template variable", variables),
-            "messages": _messages(messages),
-            "tools": _tools(tools),
-            "add_generation_prompt": add_generation_prompt,
-        }
-        try:
-            return self._environment.get_template(name).render(context)
-        except Exception as error:  # a template is a program: it can raise anything
-            refusal = f"the chat template cannot render these messages: {one_line(error)}"
-            raise Qwen3Error(f"{self._source}: {refusal}: change them or use raw text (--raw)") from None
+        return name
+
+    def _compile(self, name: str) -> Compiled:
+        if name not in self._compiled:
+            try:
+                self._compiled[name] = self._sandbox.compiled(self.templates[name])
+            except Exception as error:
+                raise self._refusal(error) from None
+        return self._compiled[name]
+
+    def _refusal(self, error: Exception) -> Qwen3Error:
+        reason = str(error) if isinstance(error, Qwen3Error) else one_line(error)
+        refusal = f"the chat template cannot render these messages: {reason}"
+        return Qwen3Error(f"{self._source}: {refusal}: change them or use raw text (--raw)")
+
+    def _check_variables(self, variables: dict[str, Any], read: frozenset[str], tokenize: bool) -> None:
+        """Refuses a variable that the template does not read, and an option of transformers that is not done here."""
+        for name, value in list(variables.items()):
+            if name in read and name not in ("messages", "tools", "add_generation_prompt"):
+                if name == "enable_thinking":
+                    flag(value, name)
+                continue
+            done = (*_OPTIONS.get(name, ()), *((tokenize,) if name == "tokenize" else ()))
+            if any(value is neutral for neutral in done):
+                del variables[name]
+            elif name in _OPTIONS or name == "tokenize":
+                wanted = " or ".join(map(str, done))
+                raise Qwen3Error(f"{name} is {brief(value)}: only {wanted} is supported here")
+            elif name == "enable_thinking":
+                raise Qwen3Error(
+                    f"{self._source}: the chat template has no switch for thinking: leave out enable_thinking"
+                    " (--no-thinking)"
+                )
+            else:
+                known = sorted(read - {"messages", "tools", "add_generation_prompt"} - self._named_tokens.keys())
+                close = get_close_matches(name, known, 1)
+                advice = f"did you mean {close[0]!r}?" if close else f"it reads {', '.join(known) or 'none'}"
+                raise Qwen3Error(f"{self._source}: the chat template has no variable {brief(name)}: {advice}")
 
 
-def read_templates(folder: Path, config: dict) -> dict[str, str]:
-    """Reads the chat templates of a model folder, by name; chat_template.jinja wins over tokenizer_config.json."""
-    path = folder / "chat_template.jinja"
+def _adds_prompt(add_generation_prompt: Any, continue_final_message: Any) -> bool:
+    if add_generation_prompt is not None:
+        flag(add_generation_prompt, "add_generation_prompt")
+    if not isinstance(continue_final_message, str):
+        flag(continue_final_message, "continue_final_message")
+    if continue_final_message and add_generation_prompt:
+        raise Qwen3Error("add_generation_prompt opens a new message, continue_final_message the last: give one of them")
+    return not continue_final_message if add_generation_prompt is None else add_generation_prompt
+
+
+def _marker(prompt: _Prompt) -> str:
+    """A word that is nowhere in the conversation, and that no template changes."""
+    text, marker = json.dumps([prompt.messages, prompt.tools, prompt.variables]), "marker"
+    while marker in text:
+        marker += "x"
+    return marker
+
+
+def _join_parts(run: Callable[[_Prompt], str], prompt: _Prompt, marker: str, joined: bool) -> list[dict]:
+    """Returns messages whose lists of texts are joined by line ends, unless the template goes through such lists.
+
+    It does if each text reaches the prompt, and a key that templates do not know does not: then it prints the list.
+    """
+    lists = [i for i, message in enumerate(prompt.messages) if isinstance(message["content"], list)]
+    if not lists:
+        return prompt.messages
+
+    def typed(i: int, message: dict, mark: bool) -> dict:
+        if not isinstance(message["content"], list):
+            return message
+        parts: list[dict] = [{"type": "text", "text": text} for text in message["content"]]
+        if mark:
+            parts = [{"type": "text", "text": f"{marker}{i}a{j}{_TAIL}", marker: ""} for j in range(len(parts))]
+        return message | {"content": parts}
+
+    plain_text = [m | {"content": "\n".join(m["content"])} if i in lists else m for i, m in enumerate(prompt.messages)]
+    if joined:
+        return plain_text
     try:
-        if path.is_file():
-            return {"default": path.read_text(encoding="utf-8")}
-        found = config.get("chat_template")
-        if isinstance(found, list):
-            return {entry["name"]: entry["template"] for entry in found}
-    except (OSError, ValueError) as error:
-        raise Qwen3Error(f"{path}: cannot be read ({error}): download the file again") from None
-    except (KeyError, TypeError):
-        config_path = folder / "tokenizer_config.json"
-        raise Qwen3Error(f"{config_path}: chat_template is a list, but not of names and templates") from None
-    return {} if found is None else {"default": found}
+        text = run(replace(prompt, messages=[typed(i, m, True) for i, m in enumerate(prompt.messages)]))
+    except Exception:  # most templates add the content to a text
+        return plain_text
+    marks = [f"{marker}{i}a{j}{_TAIL}" for i in lists for j in range(len(prompt.messages[i]["content"]))]
+    if not all(mark in text for mark in marks) or text.count(marker) > sum(map(text.count, marks)):
+        return plain_text
+    return [typed(i, message, False) for i, message in enumerate(prompt.messages)]
 
 
-def _messages(messages: list[dict]) -> list[dict]:
-    """Checks messages and converts them for templates: JSON types only, no null values, one key for reasoning."""
-    if not isinstance(messages, list | tuple) or not messages:
-        raise Qwen3Error("messages must be a list of at least one dict with role and content")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise Qwen3Error(f"messages[{i}] is a {type(message).__name__}, a dict with role and content is needed")
-        if not isinstance(message.get("role"), str):
-            raise Qwen3Error(f"messages[{i}] has no role, such as 'user'")
-        if message.get("content") is None and not message.get("tool_calls"):
-            raise Qwen3Error(f"messages[{i}] has no content")
-    plain = _plain("messages", messages)
-    return [_with_reasoning({k: v for k, v in message.items() if v is not None}) for message in plain]
+def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, marker: str) -> None:
+    """Raises Qwen3Error for the first thing that does not reach the prompt: a message's text, a call, a key, a tool.
+
+    All are replaced by markers in one rendering; what is not found there is replaced alone, and is lost if the text
+    stays as it is. So templates may strip texts, cut them, and drop reasoning that is old.
+    """
+    marked, changes = list(prompt.messages), {}
+    for i, message in enumerate(prompt.messages):
+        for name, change in _changes(message, f"{marker}{i}").items():
+            marked[i] = marked[i] | change
+            changes[i, name] = change
+    tools = [_with(tool, name=f"{marker}tool{_TAIL}") for tool in prompt.tools or ()] or prompt.tools
+    seen = _rendered(run, replace(prompt, messages=marked, tools=tools)) or ""
+    for (i, name), change in changes.items():
+        if f"{marker}{i}{name}{_TAIL}" in seen:
+            continue
+        alone = [message | change if i == j else message for j, message in enumerate(prompt.messages)]
+        if _rendered(run, replace(prompt, messages=alone)) == text:
+            raise Qwen3Error(
+                f"{_WHAT.get(name, f'the key {brief(name)}')} of messages[{i}], whose role is "
+                f"{brief(prompt.messages[i]['role'])}, does not reach the prompt: this model's template leaves it out"
+            )
+    if tools and f"{marker}tool{_TAIL}" not in seen and _rendered(run, replace(prompt, tools=None)) == text:
+        raise Qwen3Error("tools do not reach the prompt: this model's chat template has no place for them")
+    if prompt.add_generation_prompt and prompt.variables.get("enable_thinking") is False:
+        thinking = replace(prompt, variables=prompt.variables | {"enable_thinking": True})
+        if _rendered(run, thinking) == text:
+            raise Qwen3Error("the chat template has no switch for thinking: leave out enable_thinking (--no-thinking)")
 
 
-def _with_reasoning(message: dict) -> dict:
-    reasoning = next((message[key] for key in _REASONING_KEYS if key in message), None)
-    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+_WHAT = {"content": "the text", "calls": "the tool call"}
 
 
-def _tools(tools: list[dict] | None) -> list[dict] | None:
-    if tools is not None and not isinstance(tools, list | tuple):
-        raise Qwen3Error(f"tools is a {type(tools).__name__}, a list of JSON schemas is needed")
-    for i, tool in enumerate(tools or ()):
-        if not isinstance(tool, dict):
-            raise Qwen3Error(f"tools[{i}] is a {type(tool).__name__}: describe the function as a JSON schema, a dict")
-    return _plain("tools", tools)
-
-
-def _plain(what: str, value):
-    """Copies a value as JSON types only, so that a downloaded template cannot reach the methods of other objects."""
+def _rendered(run: Callable[[_Prompt], str], prompt: _Prompt) -> str | None:
     try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
-        raise Qwen3Error(f"{what} can hold JSON values only: {one_line(error)}") from None
+        return run(prompt)
+    except Exception:  # markers are not what the template expects
+        return None
 
 
-def _environment(templates: dict[str, str]) -> ImmutableSandboxedEnvironment:
-    """Makes the sandbox in which chat templates run, with the helpers that they expect."""
-    environment = ImmutableSandboxedEnvironment(
-        loader=jinja2.DictLoader(templates),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _Generation],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-    return environment
+def _changes(message: dict, marker: str) -> dict[str, dict]:
+    """The keys of a message that put a marker in the place of what it says, by what that is."""
+    changes: dict[str, dict] = {}
+    content, mark = message["content"], f"{marker}content{_TAIL}"
+    if isinstance(content, str) and content.strip():
+        changes["content"] = {"content": mark}
+    elif isinstance(content, list):
+        changes["content"] = {"content": [{"type": "text", "text": mark}]}
+    if calls := message.get("tool_calls"):
+        mark = f"{marker}calls{_TAIL}"
+        changes["calls"] = {"tool_calls": [_with(call, name=mark, arguments={mark: mark}) for call in calls]}
+    for key in message.keys() - {"role", "content", "tool_calls", *REASONING_KEYS} - SILENT_KEYS:
+        if message[key] not in ("", [], {}, False):
+            changes[key] = {key: f"{marker}{key}{_TAIL}"}
+    return changes
 
 
-class _Generation(Extension):
-    """The tag `{% generation %}`, which marks the assistant's text for training: renders its body in its own scope."""
-
-    tags = {"generation"}  # noqa: RUF012 (as the base class declares it)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
+def _with(call: dict, **changes: Any) -> dict:
+    """A tool call, or the schema of a tool, whose function has other values."""
+    if isinstance(call.get("function"), dict):
+        return call | {"function": call["function"] | changes}
+    return call | changes
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    # Jinja's own filter escapes <, > and & for HTML; the training data did not.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _protected(prompt: _Prompt, protect: Callable[[str, bool], str]) -> _Prompt:
+    def changed(value: Any, assistant: bool = False) -> Any:
+        return map_text(value, lambda text: protect(text, assistant))
+
+    messages = [changed(message, message["role"] == "assistant") for message in prompt.messages]
+    return replace(prompt, messages=messages, tools=changed(prompt.tools), variables=changed(prompt.variables))
 
 
-def _raise_exception(message: str):
-    raise jinja2.TemplateError(message)
+def _continued(prompt: _Prompt, field: bool | str, marker: str) -> _Prompt:
+    """Ends the field of the last message that is to be continued, its content for True, with a marker and a space."""
+    last, name = prompt.messages[-1], "content" if field is True else str(field)
+    if last.get("tool_calls"):
+        raise Qwen3Error("continue_final_message: the last message ends with tool calls, which cannot be continued")
+    keys = REASONING_KEYS if name in REASONING_KEYS else (name,)
+    text = next((last[key] for key in keys if key in last), None)
+    if isinstance(text, list):
+        changed: Any = [*text[:-1], text[-1] | {"text": text[-1]["text"] + marker + " "}]
+    elif isinstance(text, str):
+        changed = text + marker + " "
+    else:
+        raise Qwen3Error(f"continue_final_message: the last message has no {brief(name)} to continue")
+    return replace(prompt, messages=[*prompt.messages[:-1], last | {key: changed for key in keys if key in last}])
 
 
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _cut_after(text: str, marker: str) -> str:
+    """Returns what stands before the marker; spaces before it go where the template strips texts."""
+    before, found, after = text.rpartition(marker)
+    if not found:
+        raise Qwen3Error("continue_final_message: the last message does not reach the prompt")
+    return before if after.startswith(" ") else before.rstrip()

@@ -12,6 +12,7 @@ from qwen3.engine.params import Sampling
 from qwen3.engine.scheduler import Scheduled, Work
 from qwen3.engine.sequence import Sequence
 from qwen3.model.kv_cache import KVCache
+from qwen3.text.template import ChatTemplate
 
 from .conftest import SMALL, write_checkpoint
 
@@ -150,9 +151,8 @@ def test_stream_is_generate_in_pieces(llm):
 
 
 def test_chat_goes_through_the_template(llm, monkeypatch):
-    monkeypatch.setattr(
-        llm.tokenizer, "apply_chat_template", lambda messages, **v: f"{messages[0]['content']}|{v['mood']}"
-    )
+    template = ChatTemplate({"default": "{{ messages[0].content }}|{{ mood }}"}, {}, "test")
+    monkeypatch.setattr(llm.tokenizer, "_template", template)
     got = llm.chat([{"role": "user", "content": "hi"}], GREEDY, mood="good")
     assert got.token_ids == llm.generate("hi|good", GREEDY)[0].token_ids
     assert got.prompt_token_ids == llm.tokenizer.encode("hi|good")

@@ -88,6 +88,9 @@ HELPERS = {
 }
 
 
+# Everything that a template is given must reach the prompt, or is refused.
+ALL = "|{% for m in messages %}{{ m.content }}{% endfor %}{{ mood }}{{ extra }}"
+
 # Templates to which transformers gives another text before 5.21: it leaves reasoning and null keys as they are.
 SINCE_5_21 = ("tojson", "null keys", "reasoning names")
 
@@ -97,7 +100,7 @@ def test_template_helpers_like_transformers(tmp_path, name):
     if name in SINCE_5_21 and tuple(map(int, version("transformers").split(".")[:2])) < (5, 21):
         pytest.skip("transformers 5.21 or later writes messages as this project does")
     bos = {"__type": "AddedToken", "content": "<s>"}
-    folder = write_folder(tmp_path, {"bos_token": bos, "eos_token": "</s>", "chat_template": HELPERS[name]})
+    folder = write_folder(tmp_path, {"bos_token": bos, "eos_token": "</s>", "chat_template": HELPERS[name] + ALL})
     messages = [
         {"role": "user", "content": "<b>&\"'é", "name": None},
         {"role": "assistant", "content": "ok", "reasoning": "r"},
@@ -108,8 +111,10 @@ def test_template_helpers_like_transformers(tmp_path, name):
 
 
 def render(folder: Path, template: str, **arguments) -> str:
+    """What a template writes before the only message."""
+    template += "|{{ messages[0].content }}"
     tokenizer = Tokenizer.from_folder(write_folder(folder, {"chat_template": template}))
-    return tokenizer.apply_chat_template([{"role": "user", "content": "<é>"}], **arguments)
+    return tokenizer.apply_chat_template([{"role": "user", "content": "<é>"}], **arguments).removesuffix("|<é>")
 
 
 def test_template_helpers_alone(tmp_path):
@@ -118,6 +123,19 @@ def test_template_helpers_alone(tmp_path):
     assert render(tmp_path, "a{% generation %}b{% endgeneration %}c") == "abc"
     assert render(tmp_path, "{{ mood }}", mood="good") == "good"
     assert render(tmp_path, "{{ eos_token }}", eos_token="mine") == "mine"
+
+
+def test_the_prompt_opens_the_answer_unless_it_is_told_not_to(tmp_path):
+    template = "{{ add_generation_prompt }}"
+    assert render(tmp_path, template) == render(tmp_path, template, add_generation_prompt=True) == "True"
+    assert render(tmp_path, template, add_generation_prompt=False) == "False"
+    assert "true or false" in one_line(lambda: render(tmp_path, template, add_generation_prompt="no"))
+
+
+def test_a_rendering_sees_one_time(tmp_path):
+    times = "{{ strftime_now('%f') }}{% for i in range(99) %}{% endfor %}-{{ strftime_now('%f') }}"
+    first, second = render(tmp_path, times).split("-")
+    assert first == second
 
 
 def test_strftime_now(tmp_path):
@@ -129,14 +147,19 @@ def test_strftime_now(tmp_path):
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
-NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with {{ tools | length }}"}]
+HI = "{{ messages[0].content }}"
+NAMED = [
+    {"name": "default", "template": HI + "plain{{ tools }}"},
+    {"name": "tool_use", "template": HI + "with {{ tools | length }}"},
+]
 WHICH = {
-    "list": ({"chat_template": NAMED}, None, ["plain", "with 0", "with 1"]),
-    "list without tool_use": ({"chat_template": NAMED[:1]}, None, ["plain"] * 3),
-    "string": ({"chat_template": "text"}, None, ["text"] * 3),
-    "file over string": ({"chat_template": "text"}, "file", ["file"] * 3),
-    "file over list": ({"chat_template": NAMED}, "file", ["file"] * 3),
-    "file alone": ({}, "file é", ["file é"] * 3),
+    "list": ({"chat_template": NAMED}, None, ["HiplainNone", "Hiwith 0", "Hiwith 1"]),
+    "list without tool_use": ({"chat_template": NAMED[:1]}, None, ["HiplainNone", "Hiplain[]", "Hiplain[{}]"]),
+    "object": ({"chat_template": {"default": HI + "{{ tools }}"}}, None, ["HiNone", "Hi[]", "Hi[{}]"]),
+    "string": ({"chat_template": HI + "{{ tools }}"}, None, ["HiNone", "Hi[]", "Hi[{}]"]),
+    "file over string": ({"chat_template": "text"}, HI + "f{{ tools }}", ["HifNone", "Hif[]", "Hif[{}]"]),
+    "file over list": ({"chat_template": NAMED}, HI + "f{{ tools }}", ["HifNone", "Hif[]", "Hif[{}]"]),
+    "file alone": ({}, HI + "é{{ tools }}", ["HiéNone", "Hié[]", "Hié[{}]"]),
 }
 
 
@@ -145,33 +168,33 @@ def test_which_template(tmp_path, name):
     config, jinja, expected = WHICH[name]
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, config, jinja))
     assert tokenizer.has_chat_template
-    assert [tokenizer.apply_chat_template(MESSAGES, tools=tools) for tools in (None, [], [TOOL])] == expected
+    assert [tokenizer.apply_chat_template(MESSAGES, tools=tools) for tools in (None, [], [{}])] == expected
 
 
 @pytest.mark.parametrize("name", WHICH)
 def test_which_template_says_transformers(tmp_path, name):
     config, jinja, expected = WHICH[name]
     theirs = auto_tokenizer(write_folder(tmp_path, config, jinja))
-    assert [theirs.apply_chat_template(MESSAGES, tools=t, tokenize=False) for t in (None, [], [TOOL])] == expected
+    assert [theirs.apply_chat_template(MESSAGES, tools=t, tokenize=False) for t in (None, [], [{}])] == expected
 
 
 def test_template_file_without_tokenizer_config(tmp_path):
-    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, None, "file"))
-    assert tokenizer.apply_chat_template(MESSAGES) == "file"
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, None, "\ufefffile " + HI))
+    assert tokenizer.apply_chat_template(MESSAGES) == "file Hi"
 
 
 def test_the_messages_of_the_caller_stay_as_they_are(tmp_path):
     messages = [{"role": "user", "content": "Hi", "reasoning": "r", "name": None}]
-    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, {"chat_template": "x"}))
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, {"chat_template": HI + "{{ tools }}"}))
     tokenizer.apply_chat_template(messages, tools=[TOOL])
     assert messages == [{"role": "user", "content": "Hi", "reasoning": "r", "name": None}]
 
 
 def test_content_may_be_absent_beside_tool_calls(tmp_path):
-    template = "{{ messages[0].tool_calls | length }}"
+    template = "{{ messages[0].tool_calls[0].function.name + messages[0].content }}"
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, {"chat_template": template}))
     for message in ({"role": "assistant", "content": None}, {"role": "assistant"}):
-        assert tokenizer.apply_chat_template([message | {"tool_calls": [CALL]}]) == "1"
+        assert tokenizer.apply_chat_template([message | {"tool_calls": [CALL]}]) == "get_weather"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +210,7 @@ def test_content_may_be_absent_beside_tool_calls(tmp_path):
         ("{{ 1 + 'a' }}", "TypeError"),
         ("{% if %}", "TemplateSyntaxError"),
         ("{% generation %}", "TemplateSyntaxError"),
-        ({"not": "a string"}, "chat template cannot render"),
+        ("\x1b]0;title\x07{{ raise_exception('\x1b[2J') }}", "cannot render these messages: TemplateError: \\x1b[2J"),
     ],
 )
 def test_a_template_that_raises(tmp_path, template, said):
@@ -205,7 +228,9 @@ def test_no_template_or_none_named_default(tmp_path):
 
 @pytest.fixture
 def chat(tmp_path):
-    return Tokenizer.from_folder(write_folder(tmp_path / "chat", {"chat_template": "x"})).apply_chat_template
+    return Tokenizer.from_folder(
+        write_folder(tmp_path / "chat", {"chat_template": HI + "{{ mood }}"})
+    ).apply_chat_template
 
 
 @pytest.mark.parametrize(
@@ -220,7 +245,7 @@ def chat(tmp_path):
         ([{"role": None, "content": "Hi"}], "messages[0] has no role"),
         ([{"role": "user"}], "messages[0] has no content"),
         ([{"role": "user", "content": None}], "messages[0] has no content"),
-        ([{"role": "user", "content": b"Hi"}], "messages can hold JSON values only"),
+        ([{"role": "user", "content": b"Hi"}], "messages[0] can hold JSON values only"),
     ],
 )
 def test_malformed_messages(chat, messages, said):
@@ -231,4 +256,4 @@ def test_malformed_tools_and_variables(chat):
     assert "tools[0] is a function" in one_line(lambda: chat(MESSAGES, tools=[one_line]))
     assert "tools is a dict" in one_line(lambda: chat(MESSAGES, tools=TOOL))
     assert "JSON values only" in one_line(lambda: chat(MESSAGES, tools=[{"f": one_line}]))
-    assert "JSON values only" in one_line(lambda: chat(MESSAGES, opener=open))
+    assert "JSON values only" in one_line(lambda: chat(MESSAGES, mood=open))

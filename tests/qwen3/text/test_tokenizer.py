@@ -147,7 +147,7 @@ def test_errors_of_files(tmp_path):
     assert "tokenizer_config.json: cannot be read" in one_line(lambda: Tokenizer.from_folder(tmp_path))
     write_folder(tmp_path, {})
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
-    assert "chat_template.jinja: cannot be read" in one_line(lambda: Tokenizer.from_folder(tmp_path))
+    assert "chat_template.jinja: is not UTF-8" in one_line(lambda: Tokenizer.from_folder(tmp_path))
 
 
 def test_errors_of_text(small):
