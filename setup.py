@@ -41,5 +41,5 @@ setup(
         "dev": ["ruff==0.17.6", "mypy==2.4.1", "types-tqdm"],
         "tour": ["matplotlib>=3.8", "nbclient>=0.10", "ipykernel>=6"],
     },
-    entry_points={"console_scripts": ["qwen3=qwen3.cli.main:entry"]},
+    entry_points={"console_scripts": ["qwen3=qwen3.__main__:entry"]},
 )

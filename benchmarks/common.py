@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from qwen3.cli.bench import Timing
+from qwen3.cli.speed import Timing
 from qwen3.errors import Qwen3Error
 
 # The checkout that this package is part of; of an installed package, the folder that it is installed in.

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from qwen3.config.hf import model_config
-from qwen3.load.hub import resolve
+from qwen3.load.resolve import resolve
 from qwen3_kernels.backend import backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,32 @@
-"""`python -m qwen3` is the command `qwen3`."""
+"""`python -m qwen3` and the command `qwen3`: the process around `cli.main.main`."""
 
-from .cli.main import entry
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from .cli.interrupt import ends_at_once
+
+
+def entry() -> NoReturn:
+    """Runs the command line; Ctrl-C while modules are imported ends the process without a traceback."""
+    with ends_at_once():
+        _open_closed_streams()
+        from .cli.main import main
+    code = main()
+    # The engine's thread ends at its next layer; another Ctrl-C must not tear it down before.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Points closed standard streams at /dev/null: else the next file to be opened stands in their place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
 
 if __name__ == "__main__":
     entry()

@@ -25,7 +25,7 @@ from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
 from .engine.streams import AsyncStream, Stream, raised
 from .errors import Qwen3Error, brief
-from .load.hub import resolve
+from .load.resolve import resolve
 from .measure.expert_load import ExpertLoad
 from .measure.stats import Stats
 from .text.stream import TextStream

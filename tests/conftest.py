@@ -8,6 +8,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores: threads that wait for each other beside another process take a hundred times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Models that the machine happens to have are no part of a test.
+os.environ["HF_HUB_CACHE"] = os.path.join(os.devnull, "hub")
+os.environ.pop("QWEN3_MODELS", None)
 
 import hypothesis
 import torch

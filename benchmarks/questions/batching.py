@@ -19,7 +19,7 @@ import torch
 from qwen3 import LLM, SamplingParams
 from qwen3.engine.sequence import percentile
 from qwen3.errors import Qwen3Error
-from qwen3.load.hub import resolve
+from qwen3.load.resolve import resolve
 
 from ..common import Answer, settings_of, side_by_side
 from ..text import windows

@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor
 
 from qwen3 import LLM, Completion
-from qwen3.cli.bench import (
+from qwen3.cli.speed import (
     BLOCK_SIZE,
     bytes_per_step,
     decode_seconds,
@@ -34,7 +34,7 @@ from qwen3.cli.bench import (
 from qwen3.config.device import resolve_device
 from qwen3.config.hf import model_config
 from qwen3.config.model import DTYPES
-from qwen3.load.hub import resolve
+from qwen3.load.resolve import resolve
 from qwen3.measure.memory import available_bytes
 from qwen3.measure.roofline import copy_bandwidth
 from qwen3.model.footprint import planned_footprint

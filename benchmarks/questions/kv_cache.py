@@ -8,7 +8,7 @@ import argparse
 from functools import partial
 
 from qwen3 import LLM
-from qwen3.cli.bench import BLOCK_SIZE, greedy, room_for
+from qwen3.cli.speed import BLOCK_SIZE, greedy, room_for
 from qwen3.errors import Qwen3Error
 
 from ..common import Answer, milliseconds, settings_of, side_by_side

@@ -38,7 +38,7 @@ def main(side: str, folder: str, device: torch.device) -> dict:
 
 def ours(folder: str, device: torch.device) -> Callable:
     from qwen3 import LLM
-    from qwen3.cli.bench import greedy
+    from qwen3.cli.speed import greedy
 
     def load() -> Callable[[], int]:
         llm = LLM(folder, device=str(device), max_num_seqs=1, max_model_len=2 * len(PROMPT))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qwen3 import LLM
 from qwen3.errors import Qwen3Error
-from qwen3.load.hub import resolve
+from qwen3.load.resolve import resolve
 from qwen3_kernels.backend import BACKENDS, backend
 
 from ..common import Answer

@@ -1,52 +1,96 @@
 """`qwen3 generate`: the answer to one prompt, or to every prompt of a JSONL file."""
 
 import argparse
-from pathlib import Path
+import sys
 
-from ..errors import Qwen3Error
-from .jsonl import answer_lines, read_lines, whole_or_nothing
-from .options import (
-    add_answering,
-    load_model,
-    print_statistics,
-    prompt_ids,
-    prompt_options,
-    sampling_params,
-)
+from ..errors import Qwen3Error, brief, one_line
+from .interrupt import ends_at_once
+from .options import add_answering, prompt_ids, prompt_options, sampling_params, text
+from .streams import require_stdout
+
+# A prompt has no more bytes than the longest context has room for.
+_MAX_BYTES = 64 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="the prompt")
-    what.add_argument(
-        "--prompts-file",
-        type=Path,
-        metavar="IN.JSONL",
-        help='one JSON object a line: {"prompt": TEXT} or {"messages": [...]}, with any of "id", "max_new_tokens", '
-        '"temperature", "top_k", "top_p", "min_p", "seed", "stop", ...',
+    parser.add_argument(
+        "text", nargs="*", type=text, metavar="PROMPT", help="the prompt; - reads it from stdin, as a pipe is read"
     )
-    parser.add_argument("--output", type=Path, metavar="OUT.JSONL", help="answers to --prompts-file (default: stdout)")
+    parser.add_argument("-p", "--prompt", type=text, metavar="PROMPT", help="the same as an option")
+    parser.add_argument(
+        "--prompts-file",
+        metavar="IN.JSONL",
+        help='one JSON object a line: {"prompt": TEXT} or {"messages": [...]}, with any sampling option and "id", or a '
+        "line of OpenAI's batch files; - is stdin",
+    )
+    parser.add_argument("--output", metavar="OUT.JSONL", help="answers to --prompts-file; - is stdout (default)")
+    parser.add_argument("--resume", action="store_true", help="go on with an --output whose run did not end")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
     add_answering(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.output and not args.prompts_file:
-        raise Qwen3Error("--output goes with --prompts-file: a single answer is printed")
-    if args.prompt is not None and not args.prompt:
-        raise Qwen3Error("--prompt is empty: give some text")
+    if len(args.text) > 1:
+        raise Qwen3Error(
+            f"the prompt has {len(args.text)} parts, {brief(args.text[1])} is the second: put it in quotes"
+        )
+    given = {"PROMPT": args.text or None, "--prompt": args.prompt, "--prompts-file": args.prompts_file}
+    if len(ways := [name for name, value in given.items() if value is not None]) > 1:
+        raise Qwen3Error(f"{ways[0]} and {ways[1]} were given: one of them is enough")
+    if args.prompts_file is None and (args.output is not None or args.resume):
+        flag = "--resume" if args.output is None else "--output"
+        raise Qwen3Error(f"{flag} goes with --prompts-file: a single answer is printed")
+    # Everything that can be wrong without a model is, before PyTorch is imported.
     params, options = sampling_params(args), prompt_options(args)
-    code = 0
-    if args.prompts_file:
-        lines = read_lines(args.prompts_file)
-        # The output is opened before the model is loaded: minutes may lie between.
-        with whole_or_nothing(args.output) as write:
-            llm = load_model(args)
-            code = answer_lines(llm, lines, write, params, options, str(args.prompts_file))
-    else:
-        llm = load_model(args)
-        for piece in llm.stream(prompt_ids(llm, options, prompt=args.prompt), params):
+    if args.prompts_file is not None:
+        with ends_at_once():
+            from .jsonl.batch import answer_file
+        return answer_file(args, params, options)
+    prompt = _prompt(args.text[0] if args.text else args.prompt)
+    require_stdout()
+    with ends_at_once():
+        from .answer import report
+        from .model import load_model, print_statistics
+    llm = load_model(args, chats=False)
+    stream = llm.stream(prompt_ids(llm, options, prompt=prompt), params)
+    begun = False
+    try:
+        for piece in stream:
+            begun = True
             print(piece, end="", flush=True)
-        print()
+    except BaseException:
+        if begun:
+            print(flush=True)  # what is said of the error begins a line
+        raise
+    print(flush=True)
+    report(llm, stream.completion, params)
     print_statistics(args, llm)
-    return code
+    return 0
+
+
+def _prompt(given: str | None) -> str:
+    """Returns the prompt that was given, or stdin's text for `-` and where a pipe stands in for a prompt."""
+    ways = "give it as an argument, through a pipe, with --prompt, or many with --prompts-file"
+    if given is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise Qwen3Error(f"there is no prompt: {ways}")
+    prompt = read_stdin(ways) if given in (None, "-") else given
+    if not prompt:
+        raise Qwen3Error(f"the prompt is empty: {ways}")
+    return prompt
+
+
+def read_stdin(advice: str) -> str:
+    """Returns all of stdin without its last line end: `echo` and editors add one."""
+    if sys.stdin is None:
+        raise Qwen3Error(f"stdin is closed: {advice}")
+    try:
+        data = sys.stdin.buffer.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise Qwen3Error(f"stdin cannot be read ({one_line(error)}): {advice}") from None
+    if len(data) > _MAX_BYTES:
+        raise Qwen3Error(f"stdin has more than {_MAX_BYTES / 1e6:.0f} MB, which no context has room for: {advice}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Qwen3Error(f"stdin is not UTF-8 text ({one_line(error)}): convert it first") from None
+    return text.removesuffix("\n").removesuffix("\r")

@@ -2,72 +2,103 @@
 
 import argparse
 import logging
-import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from importlib import import_module
 
 from .. import __version__
-from ..errors import Qwen3Error
-from . import bench, chat, download, generate, info
-from .options import Parser
+from ..errors import Qwen3Error, one_line, shown
+from .parser import Parser
+from .streams import discard, guarded, say
+
+# The module of a command is imported when the command is asked for.
+COMMANDS = {
+    "download": "fetch a model from the hub into models/, or resume fetching it",
+    "list": "show the models on this machine",
+    "generate": "answer a prompt, or every prompt of a JSONL file",
+    "chat": "talk with a model: /reset, /system TEXT, /exit",
+    "bench": "measure the prefill and decode speed of a model on this device",
+    "info": "show size and memory needs of a model, without loading it",
+}
+# What a shell says of a program that its closed pipe ended: 128 and SIGPIPE.
+_CLOSED_PIPE = 141
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for an error that the user can fix, 130 for Ctrl-C."""
-    args = _parser().parse_args(arguments)
-    try:
-        with _messages_on_stderr(args.verbose):
-            code = args.run(args)
-        sys.stdout.flush()
-        return code
-    except Qwen3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of the pipe has gone; the interpreter's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    """Runs one command; returns the exit code: 0, 2 for an error that the user can fix, 130 for Ctrl-C.
+
+    141 where the reader of stdout went away before a batch was written; silently, as programs do.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    kept = sys.stdout
+    whole = False
+    with guarded():
+        try:
+            try:
+                args = _parser(words).parse_args(words)
+                whole = getattr(args, "prompts_file", None) is not None
+                with _messages_on_stderr(args.verbose):
+                    code = args.run(args)
+            except SystemExit as done:  # argparse, after --help or an error
+                code = int(done.code or 0)
+            sys.stdout.flush()
+            return code
+        except Qwen3Error as error:
+            return _failed(str(error))
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            discard(kept)
+            return _CLOSED_PIPE if whole else 0
+        except OSError as error:
+            return _failed(f"the system refused something: {one_line(error)}")
+        except MemoryError:
+            return _failed("out of memory: use a smaller model, a shorter context or fewer prompts")
 
 
-def entry() -> NoReturn:
-    """`main` as a process of its own."""
-    code = main()
-    # The engine's thread ends at its next layer; another Ctrl-C must not tear it down before.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code)
+def _failed(message: str) -> int:
+    say(f"error: {message}")
+    return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: list[str]) -> argparse.ArgumentParser:
     parser = Parser(prog="qwen3", description="Run Qwen3 models, mixture of experts and dense.")
     parser.add_argument("--version", action="version", version=f"qwen3-triton {__version__}")
-    verbose = "show what the model runs on, and other messages, on stderr"
+    verbose = "show what the model runs on, the speed of each answer and other messages, on stderr"
     parser.add_argument("-v", "--verbose", action="store_true", help=verbose)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module, text in (
-        (download, "fetch a model from the hub into models/, or resume fetching it"),
-        (generate, "answer a prompt, or every prompt of a JSONL file"),
-        (chat, "talk with a model: /reset, /system TEXT, /exit"),
-        (bench, "measure the prefill and decode speed of a model on this device"),
-        (info, "show size and memory needs of a model, without loading it"),
-    ):
-        command = commands.add_parser(module.__name__.rpartition(".")[2], help=text)
-        module.add_arguments(command)
-        # No default here: it would overwrite a -v before the command.
-        command.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=verbose)
-        command.set_defaults(run=module.run)
+    parser.set_defaults(run=lambda args: _help(parser))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    asked = next((word for word in words if not word.startswith("-")), None)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name == asked:
+            module = import_module(f".{name}", __package__)
+            module.add_arguments(command)
+            # No default here: it would overwrite a -v before the command.
+            command.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=verbose)
+            command.set_defaults(run=module.run)
     return parser
+
+
+def _help(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 0
+
+
+class _OneLine(logging.Formatter):
+    """Keeps names from outside within the line of their message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 @contextmanager
 def _messages_on_stderr(verbose: bool) -> Iterator[None]:
     """Shows the messages of the logger "qwen3" on stderr: warnings, and with `verbose` all from INFO on."""
     log, handler = logging.getLogger("qwen3"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO if verbose else logging.WARNING)

@@ -1,32 +1,22 @@
-"""Options that several commands share, and the model, sampling parameters and prompts that they ask for."""
+"""Options that several commands share. PyTorch is not imported here: `--help` and errors need not wait for it."""
 
 import argparse
-import sys
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_origin
 
 from ..config.engine import EngineConfig
-from ..config.model import dtype_name
 from ..engine.params import SamplingParams
-from ..errors import Qwen3Error
-from ..llm import LLM
-from ..measure.expert_load import check_expert_stats, write_expert_stats
-from ..measure.memory import gigabytes, peak_bytes
-from ..measure.roofline import copy_bandwidth, roofline_lines
-from ..model.footprint import footprint
+from ..errors import Qwen3Error, brief
 
-_SAMPLING = (
-    ("--max-new-tokens", int, "tokens to generate at most"),
-    ("--temperature", float, "0 is greedy; higher is more random"),
-    ("--top-k", int, "sample among the K most likely tokens; 0 keeps all"),
-    ("--top-p", float, "sample among the most likely tokens that hold this share of the probability"),
-    ("--min-p", float, "leave out tokens less likely than this share of the most likely one"),
-    ("--repetition-penalty", float, "above 1 makes tokens of prompt and answer less likely"),
-    ("--presence-penalty", float, "taken off the score of every token of the answer"),
-    ("--frequency-penalty", float, "taken off the score of a token for each time it is in the answer"),
-    ("--seed", int, "the same seed gives the same text"),
-)
+if TYPE_CHECKING:
+    from ..llm import LLM
+
+# Further names of flags, beside those of the fields.
+_ALSO = {"max_new_tokens": ("-n", "--max-tokens")}
 
 
 class Options(Protocol):
@@ -35,24 +25,19 @@ class Options(Protocol):
     def add_argument(self, *names: str, **settings: Any) -> Any: ...
 
 
-class Parser(argparse.ArgumentParser):
-    """Argparse with errors of one line, like all others."""
-
-    def error(self, message: str):
-        self.exit(2, f"error: {message}: see `{self.prog} --help`\n")
-
-
 def add_answering(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `generate` and `chat` share."""
     add_model(parser)
-    parser.add_argument("--system", metavar="TEXT", help="system message, put before the conversation")
+    parser.add_argument("--system", type=text, metavar="TEXT", help="system message, put before the conversation")
     parser.add_argument("--no-thinking", action="store_true", help="ask the chat template to leave out thinking")
-    sampling = parser.add_argument_group("sampling (defaults: the model's generation_config.json, 256 new tokens)")
-    for flag, kind, text in _SAMPLING:
-        sampling.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=text)
-    sampling.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    parser.add_argument(
+        "--sanitize-control-tokens",
+        action="store_true",
+        help="names such as <|im_end|> in prompts stay text: for prompts that others wrote",
     )
+    sampling = parser.add_argument_group("sampling (what is not given comes from the model's generation_config.json)")
+    for option in fields(SamplingParams):
+        _add_field(sampling, option, default=None)
     engine = parser.add_argument_group("engine")
     add_engine(engine)
     engine.add_argument("--stats", action="store_true", help="print speeds, bytes read and peak memory to stderr")
@@ -64,26 +49,99 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def text(word: str) -> str:
+    """Checks a text of the command line, for argparse: bytes that are no UTF-8 come as lone surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8 text: convert it first") from None
+    return word
+
+
 def add_model(parser: Options) -> None:
     parser.add_argument(
+        "-m",
+        "--model",
         "--repo_id",
-        "--repo-id",
+        dest="repo_id",
         metavar="ID_OR_FOLDER",
         help="a downloaded hub id, a folder, or tiny (default: the latest download, else tiny)",
     )
 
 
 def add_engine(parser: Options, *names: str) -> None:
-    """Adds a flag for each field of EngineConfig with a help text, or for the named ones; a boolean is --no-NAME."""
+    """Adds a flag for each field of EngineConfig with a help text, or for the named ones."""
     for option in fields(EngineConfig):
-        if "help" not in option.metadata or (names and option.name not in names):
-            continue
-        flag, settings = option.name.replace("_", "-"), {"default": option.default, "help": option.metadata["help"]}
-        if option.type in (bool, bool | None):
-            parser.add_argument(f"--no-{flag}", dest=option.name, action="store_const", const=False, **settings)
-        else:
-            kind = next(kind for kind in (int, float, str) if option.type in (kind, kind | None))
-            parser.add_argument(f"--{flag}", type=kind, metavar=option.metadata["metavar"], **settings)
+        if "help" in option.metadata and (not names or option.name in names):
+            _add_field(parser, option, default=option.default)
+
+
+def _add_field(parser: Options, option: Field, default: Any) -> None:
+    """Adds the flag of one field; a boolean is --NAME, or --no-NAME where the field is on or unset."""
+    flag, kind = option.name.replace("_", "-"), _kind(option)
+    settings = {"dest": option.name, "default": default, "help": option.metadata["help"]}
+    names = (f"--{flag}", *_ALSO.get(option.name, ()))
+    if kind is bool:
+        off = option.default is not False
+        parser.add_argument(f"--no-{flag}" if off else f"--{flag}", action="store_const", const=not off, **settings)
+        return
+    settings["metavar"] = option.metadata["metavar"]
+    if kind is tuple:
+        is_text = get_args(_unoptional(option))[0] is str
+        parser.add_argument(
+            *names, action="append" if is_text else "extend", type=text if is_text else _ids, **settings
+        )
+    elif issubclass(kind, Mapping):
+        parser.add_argument(*names, action=_Merge, type=_biases, **settings)
+    else:
+        parser.add_argument(*names, type=kind, **settings)
+
+
+def _unoptional(option: Field) -> Any:
+    """The type of a field without its None."""
+    if isinstance(option.type, UnionType):
+        [kind] = [kind for kind in get_args(option.type) if kind is not type(None)]
+        return kind
+    return option.type
+
+
+def _kind(option: Field) -> type:
+    kind = _unoptional(option)
+    return get_origin(kind) or kind
+
+
+class _Merge(argparse.Action):
+    """Puts the entries of several mappings together."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        before: Mapping = getattr(namespace, self.dest) or {}
+        if twice := before.keys() & values.keys():
+            raise argparse.ArgumentError(self, f"token id {min(twice)} is there twice")
+        setattr(namespace, self.dest, {**before, **values})
+
+
+def _ids(text: str) -> list[int]:
+    """ "1,2" -> [1, 2], for argparse."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{brief(text)} is not a token id, or several with commas between them"
+        ) from None
+
+
+def _biases(text: str) -> dict[int, float]:
+    """ "1=5,2=-100" -> {1: 5, 2: -100}, for argparse; a colon does as well."""
+    try:
+        pairs = [re.split("[=:]", part) for part in text.split(",")]
+        found = {int(token_id): float(bias) for token_id, bias in pairs}
+        if len(found) < len(pairs):
+            raise ValueError("an id twice")
+        return found
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{brief(text)} must be token ids with numbers, such as 1234=-100,7=5"
+        ) from None
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -92,9 +150,8 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    names = [flag[2:].replace("-", "_") for flag, _, _ in _SAMPLING]
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    return SamplingParams(**given, stop=tuple(args.stop))
+    given = {option.name: getattr(args, option.name) for option in fields(SamplingParams)}
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -103,69 +160,42 @@ class PromptOptions:
 
     raw: encode the text as it stands, without the chat template. system: a system message before the conversation.
     thinking: False asks the chat template for an answer without thinking.
+    sanitize: the name of a control token in the prompt stays text.
     """
 
     raw: bool = False
     system: str | None = None
     thinking: bool = True
+    sanitize: bool = False
 
 
 def prompt_options(args: argparse.Namespace) -> PromptOptions:
-    return PromptOptions(getattr(args, "raw", False), args.system, not args.no_thinking)
+    return PromptOptions(getattr(args, "raw", False), args.system, not args.no_thinking, args.sanitize_control_tokens)
 
 
 def prompt_ids(
-    llm: LLM, options: PromptOptions, *, prompt: str | None = None, messages: list[dict] | None = None
+    llm: "LLM",
+    options: PromptOptions,
+    *,
+    prompt: str | None = None,
+    messages: list[dict] | None = None,
+    **rendering: Any,
 ) -> list[int]:
     """Returns the token ids of a prompt, or of the messages of a conversation.
 
     Messages need a chat template. A prompt is a conversation of one message, or text to be encoded as it stands with
-    `raw` and for a model without a chat template.
+    `raw` and for a model without a chat template. rendering: further arguments of LLM.render.
     """
     if prompt is not None and (options.raw or not llm.tokenizer.has_chat_template):
-        if options.system is not None or not options.thinking:
-            what = "--system" if options.system is not None else "--no-thinking"
+        if options.system is not None or not options.thinking or rendering:
+            system = "a system text" if options.system is not None else None
+            what = system or next(iter(rendering), "--no-thinking")
             why = "--raw was given" if options.raw else f"{llm.folder} has none"
             raise Qwen3Error(f"{what} needs a chat template, and {why}")
-        return llm.tokenizer.encode(prompt)
+        return llm.tokenizer.encode(prompt, sanitize_control_tokens=options.sanitize)
     conversation = (messages or []) if prompt is None else [{"role": "user", "content": prompt}]
     if options.system is not None:
         conversation = [{"role": "system", "content": options.system}, *conversation]
-    variables: dict[str, Any] = {} if options.thinking else {"enable_thinking": False}
-    return llm.render(conversation, **variables)
-
-
-def size_text(llm: LLM) -> str:
-    counted = footprint(llm.model)
-    return f"{counted.parameters / 1e6:,.1f} M parameters ({counted.active / 1e6:,.1f} M active)"
-
-
-def load_model(args: argparse.Namespace) -> LLM:
-    """Loads the model that the options ask for, and says on stderr which it is and what it runs on."""
-    if args.expert_stats:
-        check_expert_stats(args.expert_stats)
-    llm = LLM(
-        args.repo_id,
-        **engine_options(args),
-        progress=sys.stderr.isatty(),
-        expert_stats=args.stats or args.expert_stats is not None,
-    )
-    if args.expert_stats and llm.stats.experts is None:
-        raise Qwen3Error(f"--expert-stats: {llm.folder} is a dense model and has no experts: leave it out")
-    place = f"{llm.device} · {dtype_name(llm.dtype)} · {llm.backend}"
-    print(f"{llm.folder} · {size_text(llm)} · {place}", file=sys.stderr)
-    return llm
-
-
-def print_statistics(args: argparse.Namespace, llm: LLM) -> None:
-    """Writes what --expert-stats and --stats ask for, after the last answer."""
-    if args.expert_stats and llm.stats.experts is not None:
-        write_expert_stats(llm.stats.experts, args.expert_stats)
-        print(f"expert statistics are in {args.expert_stats}", file=sys.stderr)
-    if not args.stats:
-        return
-    kind = "reserved on the GPU" if llm.device.type == "cuda" else "resident"
-    peak = f"peak memory: {gigabytes(peak_bytes(llm.device))} {kind}"
-    print(f"time to first token: {llm.stats.first_token_seconds:.3f} s · {peak}", file=sys.stderr)
-    for line in roofline_lines(llm.model, llm.stats, copy_bandwidth(llm.device)):
-        print(line, file=sys.stderr)
+    if not options.thinking:
+        rendering = {"enable_thinking": False} | rendering
+    return llm.render(conversation, sanitize_control_tokens=options.sanitize, **rendering)

@@ -17,6 +17,14 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
+def refuse_stand_in(path: Path, data: bytes) -> None:
+    """Raises Qwen3Error for a file that begins like what git and login pages put in the place of another."""
+    if data.startswith(b"version https://git-lfs"):
+        raise Qwen3Error(f"{path}: is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
+    if data[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise Qwen3Error(f"{path}: is a web page, not the file itself: download the file again")
+
+
 def read_text(path: Path, advice: str = "", limit: int = MAX_BYTES) -> str:
     """Reads a UTF-8 file, with or without a byte order mark.
 
@@ -38,6 +46,7 @@ def read_text(path: Path, advice: str = "", limit: int = MAX_BYTES) -> str:
         raise Qwen3Error(f"{path}: cannot be read ({one_line(error)})") from None
     if len(data) > limit:
         raise Qwen3Error(f"{path}: has more than {limit / 1e6:.0f} MB, which no such file has")
+    refuse_stand_in(path, data)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

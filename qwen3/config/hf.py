@@ -102,8 +102,8 @@ def _check_the_rest(given: dict[str, Any], source: str) -> None:
     rest = sorted(given.keys() - facts.USED - facts.USED_BY_MOE - facts.NO_EFFECT)
     for key in rest:
         if facts.refused(key, given[key]):
-            only = f", only {brief(facts.ONLY[key][0])}" if key in facts.ONLY else ""
-            raise Qwen3Error(f"{source}: field {brief(key)} = {brief(given[key])} is not supported{only}")
+            advice = f", only {brief(facts.ONLY[key][0])}" if key in facts.ONLY else ": remove it if it changes nothing"
+            raise Qwen3Error(f"{source}: field {brief(key)} = {brief(given[key])} is not supported{advice}")
     if skipped := [key for key in rest if key not in facts.ONLY]:
         log.info("%s: skipped %s", shown(source), brief(skipped, 400))
 

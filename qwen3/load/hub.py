@@ -1,30 +1,33 @@
-"""Checkpoints from the Hugging Face hub: `download` fetches one into models/, `resolve` finds the folder of a model."""
+"""Checkpoints from the Hugging Face hub: `download` fetches one into models/, `fetch_description` its small files."""
 
 import hashlib
-import importlib
 import io
-import json
+import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from huggingface_hub import constants, errors, get_hf_file_metadata, get_session, hf_hub_url, hf_raise_for_status
-from huggingface_hub.utils import build_hf_headers, http_stream_backoff, tqdm, validate_repo_id
+from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, http_stream_backoff, tqdm
 
+from ..config.files import MAX_BYTES, parse_json, refuse_stand_in
+from ..config.generation import FILE as GENERATION
+from ..config.generation import defaults_from
 from ..config.hf import from_hf
-from ..errors import Qwen3Error
-from .index import INDEX, WEIGHTS, shard_names, weight_names
+from ..config.model import ModelConfig
+from ..errors import Qwen3Error, brief
+from .contents import CONFIG, TOKENIZER
+from .explain import access_token, explain, hidden, http_library, hub_address, is_missing
+from .index import INDEX, WEIGHTS, is_weight_name, shard_names, without_index
+from .resolve import STAGING, HubName, cached, hub_name, is_complete, model_text, models_folder
 
-TINY = Path(__file__).parent.parent / "tiny"
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-OPTIONAL = ("generation_config.json", "tokenizer_config.json", "chat_template.jinja", INDEX)
-# Holds the unfinished files of a download; a folder that contains it is not a model yet.
-STAGING = ".download"
+OPTIONAL = (GENERATION, "tokenizer_config.json", "chat_template.jinja", INDEX)
 CHUNK = 1 << 20  # bytes of an answer that are written at once, and that a broken connection can lose
 RETRIES = 5  # breaks of a connection in a row, without a byte between them
 
@@ -32,66 +35,88 @@ RETRIES = 5  # breaks of a connection in a row, without a byte between them
 def download(
     repo_id: str,
     revision: str | None = None,
-    models_dir: Path = Path("models"),
+    models_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     endpoint: str | None = None,
 ) -> Path:
     """Downloads a checkpoint, or what is missing or outdated of it, into models_dir/repo_id.
 
     Args:
-        repo_id: "Organisation/Name" on the hub.
+        repo_id: "Organisation/Name" on the hub, or its address there.
         revision: branch, tag or commit; None is the main branch.
-        models_dir: where models are kept.
+        models_dir: where models are kept; None is `models_folder()`.
         token: access token; None takes HF_TOKEN or the one that `hf auth login` saved.
         endpoint: the hub's address; None takes HF_ENDPOINT or huggingface.co.
 
     Returns:
-        The model's folder, complete.
+        The model's folder, complete. With HF_HUB_OFFLINE: what is here already, in the cache of Hugging Face too.
 
     Raises:
         Qwen3Error: no such model or revision, no access, a model that is not supported, no connection, no space.
             Another call continues where this one stopped.
     """
-    if not _is_hub_id(repo_id):
-        raise Qwen3Error(f"no such model: {repo_id}: a model on the hub is named Organisation/Name")
-    repo = _Repo(repo_id, revision or constants.DEFAULT_REVISION, token, (endpoint or constants.ENDPOINT).rstrip("/"))
-    folder = Path(models_dir) / repo_id
+    name = _hub_name(repo_id, revision)
+    folder = (models_folder() if models_dir is None else Path(models_dir)) / name.id
+    with _errors_in_one_line(_Repo(name, token, endpoint), folder) as repo:
+        try:
+            _update(folder, repo)
+        except errors.OfflineModeIsEnabled:
+            here = [folder] if name.revision is None else []
+            if (snapshot := cached(name.id, name.revision)) is not None:
+                here.append(snapshot)
+            if not (complete := [place for place in here if is_complete(place)]):
+                raise
+            return complete[0]
+    return folder
+
+
+def fetch_description(
+    repo_id: str, folder: Path, revision: str | None = None, endpoint: str | None = None
+) -> int | None:
+    """Writes config.json and the index of a model on the hub into `folder`; returns the bytes of one weight file."""
+    with _errors_in_one_line(_Repo(_hub_name(repo_id, revision), None, endpoint), folder) as repo:
+        repo.find(CONFIG)
+        (folder / CONFIG).write_bytes(_config(repo)[0])
+        try:
+            (folder / INDEX).write_bytes(repo.read(INDEX))
+        except errors.HfHubHTTPError as error:
+            if not is_missing(error):
+                raise
+        else:
+            return None
+        try:
+            return repo.find(WEIGHTS).size
+        except errors.HfHubHTTPError:
+            return None
+
+
+def _hub_name(repo_id: str, revision: str | None) -> HubName:
+    """The model and revision that a caller names, whichever way."""
+    text = model_text(repo_id)
+    name = hub_name(text)
+    if name is None:
+        raise Qwen3Error(f"no such model: {brief(text, 200)}: a model on the hub is named Organisation/Name")
+    if revision is None:
+        return name
+    if not isinstance(revision, str) or not revision.strip() or not revision.isprintable():
+        raise Qwen3Error(f"revision is {brief(revision)}: it must be a branch, tag or commit")
+    if name.revision not in (None, revision):
+        raise Qwen3Error(f"revision is {revision}, but the address names {name.revision}: give one of them")
+    return HubName(name.id, revision)
+
+
+@contextmanager
+def _errors_in_one_line(repo: "_Repo", folder: Path) -> Iterator["_Repo"]:
+    """Turns what the client, the hub's answers or the disk raise into a Qwen3Error without the token."""
     try:
-        _update(folder, repo)
-    except (OSError, _http_library().HTTPError) as error:
-        raise Qwen3Error(_explain(error, repo, folder)) from None
-    return folder
-
-
-def resolve(model: str | Path | None, models_dir: Path = Path("models")) -> Path:
-    """Finds the folder of a model on this machine.
-
-    Args:
-        model: a folder, "tiny" (the embedded model), a downloaded hub id, or None: the latest download, else "tiny".
-        models_dir: where `download` put them.
-
-    Returns:
-        The model's folder.
-
-    Raises:
-        Qwen3Error: there is no such model here, or its download is not complete.
-    """
-    if model is None:
-        folders = filter(_is_complete, (config.parent for config in Path(models_dir).glob(f"*/*/{CONFIG}")))
-        return max(folders, key=lambda folder: (folder / CONFIG).stat().st_mtime, default=TINY)
-    if model == "tiny":
-        return TINY
-    if str(model) and Path(model).is_dir():
-        if (Path(model) / STAGING).exists():
-            raise Qwen3Error(f"{model}: its download is not complete: run the same `qwen3 download` again, it resumes")
-        return Path(model)
-    if not _is_hub_id(model):
-        raise Qwen3Error(f'no such model: {model}: give a folder, a hub id like Qwen/Qwen3-30B-A3B, or "tiny"')
-    folder = Path(models_dir) / model
-    if not _is_complete(folder):
-        state = "its download is not complete" if folder.exists() else f"it is not in {models_dir}"
-        raise Qwen3Error(f"no such model: {model}: {state}: run `qwen3 download --repo_id {model}`")
-    return folder
+        yield repo
+    except Exception as error:
+        if isinstance(error, Qwen3Error):
+            message = str(error)
+        else:
+            found = repo.names() if is_missing(error) else []
+            message = explain(error, f"{repo.endpoint}/{repo.id}", repo.revision, repo.found, found, folder)
+        raise Qwen3Error(hidden(message, repo.token)) from None
 
 
 @dataclass(frozen=True)
@@ -105,23 +130,34 @@ class _File:
 class _Repo:
     """A model on the hub; the first `find` pins its revision to a commit, so that all files belong together."""
 
-    def __init__(self, repo_id: str, revision: str, token: str | None, endpoint: str):
-        self.id, self.revision, self.token, self.endpoint = repo_id, revision, token, endpoint
+    def __init__(self, name: HubName, token: str | None, endpoint: str | None):
+        self.id, self.revision, self.found = name.id, name.revision or constants.DEFAULT_REVISION, False
+        self.token, self.endpoint = access_token(token), hub_address(endpoint)
 
     def url(self, name: str) -> str:
-        return hf_hub_url(self.id, name, revision=self.revision, endpoint=self.endpoint)
+        return f"{self.endpoint}/{self.id}/resolve/{quote(self.revision, safe='')}/{quote(name)}"
 
     def find(self, name: str) -> _File:
-        file = get_hf_file_metadata(self.url(name), token=self.token)
-        if file.commit_hash is None or file.etag is None or file.size is None:
+        file = get_hf_file_metadata(self.url(name), token=self.token or False)
+        if file.commit_hash is None or file.etag is None or file.size is None or file.size < 0:
             raise Qwen3Error(f"{self.endpoint} does not answer like a model hub: check HF_ENDPOINT and the proxy")
-        self.revision = file.commit_hash
+        self.revision, self.found = file.commit_hash, True
         return _File(file.size, file.etag)
+
+    def names(self) -> list[str]:
+        """The names of all files, none where the hub does not tell."""
+        try:
+            api = HfApi(endpoint=self.endpoint, token=self.token or False)
+            return sorted(api.list_repo_files(self.id, revision=self.revision))
+        except Exception:  # asked to explain an error: that one is told
+            return []
 
     def read(self, name: str) -> bytes:
         content = io.BytesIO()
         self._get(name, content, 0, None)
-        return content.getvalue()
+        data = content.getvalue()
+        refuse_stand_in(Path(self.id) / name, data)
+        return data
 
     def save(self, name: str, file: _File, path: Path) -> None:
         """Fills `path`, resuming after the bytes that it holds (hf_hub_download would start again)."""
@@ -132,10 +168,13 @@ class _Repo:
                 self._get(name, out, done, file.size)
 
     def _get(self, name: str, out: BinaryIO, done: int, size: int | None) -> None:
-        """Appends a file to `out` from byte `done` on, with a progress bar; resumes when the connection breaks."""
+        """Appends a file to `out` from byte `done` on, with a progress bar; resumes when the connection breaks.
+
+        Raises Qwen3Error for an answer of more than `size` bytes, of more than a small file has where it is None.
+        """
         # Not compressed: ranges count the bytes of the file.
-        headers = build_hf_headers(token=self.token) | {"Accept-Encoding": "identity"}
-        retries = RETRIES
+        headers = build_hf_headers(token=self.token or False) | {"Accept-Encoding": "identity"}
+        retries, limit = RETRIES, MAX_BYTES if size is None else size
         with tqdm(total=size, initial=done, desc=name, unit="B", unit_scale=True, disable=None) as bar:
             while True:
                 start = done
@@ -155,37 +194,64 @@ class _Repo:
                             bar.update(-done)
                             done = 0
                         for chunk in response.iter_bytes(CHUNK):
+                            if done + len(chunk) > limit:
+                                raise Qwen3Error(
+                                    f"{self.id}/{name}: the hub sends more than its {limit} bytes: try again"
+                                )
                             out.write(chunk)
                             done += len(chunk)
                             bar.update(len(chunk))
                     return
-                except _http_library().TransportError:
+                except http_library().TransportError:
                     retries = RETRIES if done > start else retries - 1
                     if retries < 0:
                         raise
                     time.sleep(1)
 
 
-def _http_library() -> ModuleType:
-    """The HTTP library of huggingface_hub's client: httpx, or httpx2 since version 2; both name their errors alike."""
-    return importlib.import_module(type(get_session()).__module__.partition(".")[0])
+def _config(repo: _Repo) -> tuple[bytes, ModelConfig]:
+    """Reads config.json of a repository; raises Qwen3Error for a model that is not supported."""
+    data, source = repo.read(CONFIG), f"{repo.id}/{CONFIG}"
+    return data, from_hf(_json_object(data, source), source)
+
+
+def _small_files(repo: _Repo) -> dict[str, bytes]:
+    """Reads all files of a model but its weights; raises Qwen3Error for one that cannot be used."""
+    repo.find(CONFIG)
+    data, config = _config(repo)
+    small = {CONFIG: data, TOKENIZER: repo.read(TOKENIZER)}
+    for name in OPTIONAL:
+        try:
+            small[name] = repo.read(name)
+        except errors.HfHubHTTPError as error:
+            if not is_missing(error):
+                raise
+    for name, content in small.items():
+        if name.endswith(".json"):
+            values = _json_object(content, f"{repo.id}/{name}")
+            if name == GENERATION:
+                defaults_from(values, f"{repo.id}/{name}", config.vocab_size)
+    return small
+
+
+def _weights(repo: _Repo, index: bytes | None) -> dict[str, _File]:
+    """Finds the weight files of a repository: those of its index, else one file, else shards without an index."""
+    source = f"{repo.id}/{INDEX}"
+    if index is not None:
+        return {name: repo.find(name) for name in shard_names(_json_object(index, source), source)}
+    try:
+        return {WEIGHTS: repo.find(WEIGHTS)}
+    except errors.HfHubHTTPError as error:
+        if not is_missing(error) or not (names := without_index(repo.names(), repo.id)):
+            raise
+    return {name: repo.find(name) for name in names}
 
 
 def _update(folder: Path, repo: _Repo) -> None:
     """Brings a folder to the state of a repository; the folder holds STAGING from the first change to the last."""
-    repo.find(CONFIG)
     # Small files stay in memory until the weights are there: those in the folder belong to the weights in the folder.
-    small = {CONFIG: repo.read(CONFIG)}
-    from_hf(_json_object(small[CONFIG], f"{repo.id}/{CONFIG}"), f"{repo.id}/{CONFIG}")
-    small[TOKENIZER] = repo.read(TOKENIZER)
-    for name in OPTIONAL:
-        try:
-            small[name] = repo.read(name)
-        except errors.EntryNotFoundError:
-            continue
-    source = f"{repo.id}/{INDEX}"
-    names = shard_names(_json_object(small[INDEX], source), source) if INDEX in small else [WEIGHTS]
-    weights = {name: repo.find(name) for name in names}
+    small = _small_files(repo)
+    weights = _weights(repo, small.get(INDEX))
     missing = {name: file for name, file in weights.items() if not _holds(folder / name, file)}
     parts = {name: folder / STAGING / f"{name}.{quote(file.etag, safe='')}" for name, file in missing.items()}
 
@@ -198,62 +264,42 @@ def _update(folder: Path, repo: _Repo) -> None:
         raise Qwen3Error(f"no space for {folder}: {gigabytes}: make room or choose another place")
 
     (folder / STAGING).mkdir(parents=True, exist_ok=True)
-    for name, file in missing.items():
-        repo.save(name, file, parts[name])
-        if not _holds(parts[name], file):
-            parts[name].unlink()
-            raise Qwen3Error(f"{repo.id}/{name} arrived damaged and was deleted: run the same command again")
-        parts[name].replace(folder / name)
-    for name in set(OPTIONAL) - small.keys():
-        (folder / name).unlink(missing_ok=True)
-    for name, content in small.items():
-        (folder / STAGING / name).write_bytes(content)
-        (folder / STAGING / name).replace(folder / name)
-    shutil.rmtree(folder / STAGING)
+    with _alone(folder / STAGING):
+        for name, file in missing.items():
+            repo.save(name, file, parts[name])
+            if not _holds(parts[name], file):
+                parts[name].unlink()
+                raise Qwen3Error(f"{repo.id}/{name} arrived damaged and was deleted: run the same command again")
+            parts[name].replace(folder / name)
+        # Files of an older revision would be read in place of these.
+        old = {path.name for path in folder.iterdir() if is_weight_name(path.name)} - weights.keys()
+        for name in old | (set(OPTIONAL) - small.keys()):
+            (folder / name).unlink(missing_ok=True)
+        for name, content in small.items():
+            (folder / STAGING / name).write_bytes(content)
+            (folder / STAGING / name).replace(folder / name)
+        shutil.rmtree(folder / STAGING)
 
 
-def _explain(error: Exception, repo: _Repo, folder: Path) -> str:
-    """Says in one line what the hub's client or the disk raised, where, and what to do."""
-    page, again = f"{repo.endpoint}/{repo.id}", "run the same command again, it resumes"
-    cause = " ".join(str(error).split()) or type(error).__name__
-    match error:
-        case errors.OfflineModeIsEnabled():
-            return f"cannot download {repo.id}: HF_HUB_OFFLINE is set: unset it to reach the hub"
-        case errors.GatedRepoError():
-            return f"no access to {page}: it is gated: accept its licence there and set HF_TOKEN to your access token"
-        case errors.RepositoryNotFoundError():
-            return f"no model at {page}, or a private one: check the id, or set HF_TOKEN to a token that may read it"
-        case errors.RevisionNotFoundError():
-            return f"no revision {repo.revision!r} of {page}: choose one of its branches, tags or commits"
-        case errors.RemoteEntryNotFoundError():
-            name = error.response.url.path.rsplit("/", 1)[-1]
-            return f"no {name} at {page}: a model needs {CONFIG}, {TOKENIZER} and safetensors weights"
-        case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
-            return f"no access to {page}: set HF_TOKEN to a valid token that may read it"
-        case errors.HfHubHTTPError():
-            return f"{page}: the hub answered with HTTP status {error.response.status_code}: later, {again}"
-        case OSError() if error.errno is not None:
-            return f"cannot write to {folder} ({error.strerror}): free or change that place, then {again}"
-    return f"no connection to {repo.endpoint}, or it broke ({cause}): check the network, then {again}"
-
-
-def _is_hub_id(name: str | Path) -> bool:
+@contextmanager
+def _alone(staging: Path) -> Iterator[None]:
+    """Keeps a second download out of a folder while this one runs, where the system can."""
     try:
-        validate_repo_id(str(name))
-    except errors.HFValidationError:
-        return False
-    return isinstance(name, str) and "/" in name
-
-
-def _is_complete(folder: Path) -> bool:
-    """Tells whether a folder has every file of a model and no unfinished download or update."""
-    if (folder / STAGING).exists():
-        return False
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(staging, os.O_RDONLY)
     try:
-        names = (CONFIG, TOKENIZER, *weight_names(folder))
-    except Qwen3Error:
-        return False
-    return all((folder / name).is_file() for name in names)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Qwen3Error(f"{staging.parent}: another download into it is running: wait for its end") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _holds(path: Path, file: _File) -> bool:
@@ -269,8 +315,11 @@ def _holds(path: Path, file: _File) -> bool:
     return digest.hexdigest() == file.etag
 
 
-def _json_object(content: bytes, source: str) -> dict:
+def _json_object(content: bytes, source: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(content))
-    except (ValueError, TypeError):
-        raise Qwen3Error(f"{source}: the hub has no JSON object there: choose another revision or model") from None
+        values = parse_json(content.decode("utf-8-sig"), source)
+    except UnicodeDecodeError:
+        raise Qwen3Error(f"{source}: is not UTF-8 text: choose another revision or model") from None
+    if not isinstance(values, dict):
+        raise Qwen3Error(f"{source}: the hub has no JSON object there: choose another revision or model")
+    return values

@@ -4,25 +4,81 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import torch
 
 from ..errors import Qwen3Error
 
+# More than any machine has: control groups without a limit show numbers near 2^63.
+UNLIMITED = 2**60
+
 
 def available_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, or what this machine (or its control group) can still give."""
+    """Free memory of a GPU, or what this machine and the control groups of this process can still give."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # Memory that PyTorch keeps for later counts as used, but is given to whoever asks next in this process.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     available = _proc_kilobytes("/proc/meminfo", "MemAvailable:")
     # Fall back to total memory where free memory is unknown.
-    available = available * 1024 if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    machine = available * 1024 if available else _physical_bytes()
+    return max(0, min(machine, *_control_groups()))
+
+
+def _physical_bytes() -> int:
     try:
-        return min(available, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):
-        return available
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return UNLIMITED
+
+
+def _control_groups() -> Iterator[int]:
+    """Yields the memory that each control group of this process can still give, of version 2 and 1 of their files."""
+    yield UNLIMITED
+    paths = {"memory": "/", "": "/"}
+    for line in _lines("/proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" or "memory" in controllers.split(","):
+            paths["" if number == "0" else "memory"] = path
+    for root, limits, used, counted in (
+        ("", ("memory.max", "memory.high"), "memory.current", ""),
+        ("memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"),
+    ):
+        group = PurePosixPath("/sys/fs/cgroup", root)
+        # Inside a container the path may be that of the host, and the group itself the root.
+        inside = [part for part in PurePosixPath(paths[root]).parts if part not in ("/", "..")]
+        for depth in range(len(inside) + 1):
+            place = group.joinpath(*inside[:depth])
+            limit = min((UNLIMITED, *(n for name in limits if (n := _number(place / name)) is not None)))
+            current = _number(place / used)
+            if limit < UNLIMITED and current is not None:
+                yield limit - max(0, current - _droppable(place / "memory.stat", counted))
+
+
+def _droppable(path: PurePosixPath, prefix: str) -> int:
+    """Bytes of a control group that are given back when memory runs short: pages of files, and caches of the kernel."""
+    figures = dict(line.rsplit(maxsplit=1) for line in _lines(str(path)) if len(line.split()) == 2)
+    # Version 1 counts a group alone, and with its children under "total_".
+    names = ("inactive_file", "active_file", "slab_reclaimable")
+    found = (figures.get(f"{prefix}{name}", figures.get(name, "0")) for name in names)
+    return sum(int(number) for number in found if number.isdecimal())
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of the system, none where there is no such thing."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: PurePosixPath) -> int | None:
+    """The number that a file of the system holds; None for "max" and where there is no such file."""
+    text = "".join(_lines(str(path))).strip()
+    return int(text) if text.isdecimal() else None
 
 
 def kv_cache_bytes(device: torch.device, utilization: float, step_bytes: int, sequence_bytes: int) -> int:
@@ -33,8 +89,8 @@ def kv_cache_bytes(device: torch.device, utilization: float, step_bytes: int, se
     the free memory.
     """
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(total * utilization) - (total - free) - step_bytes
+        total = torch.cuda.mem_get_info(device)[1]
+        return int(total * utilization) - (total - available_bytes(device)) - step_bytes
     return min(int(available_bytes(device) * utilization), max(2**30, sequence_bytes))
 
 
@@ -55,11 +111,7 @@ def peak_bytes(device: torch.device) -> int:
 
 def _proc_kilobytes(path: str, name: str) -> int | None:
     """One figure of a file under /proc, None where there is no such thing."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith(name)), None)
+    return next((int(line.split()[1]) for line in _lines(path) if line.startswith(name)), None)
 
 
 def gigabytes(count: int) -> str:

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from qwen3 import LLM, Qwen3Error
-from qwen3.cli import bench
+from qwen3.cli import bench, speed
+from qwen3.measure import roofline
 
 # All four experts are hit by every token, so that the bytes are known.
 CONFIG = {
@@ -27,7 +28,7 @@ def folder(tmp_path):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the command on a device that copies 1 GB/s -> the lines that it prints."""
-    monkeypatch.setattr(bench, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(roofline, "copy_bandwidth", lambda device: 1e9)
 
     def run(*arguments):
         parser = argparse.ArgumentParser()
@@ -40,30 +41,30 @@ def run(monkeypatch, capsys):
 
 
 def test_bytes_of_a_step_by_hand(folder):
-    llm = LLM(folder, random_weights=True, device="cpu", max_num_seqs=2, max_model_len=bench.room_for(5, 4))
-    prompts = bench.random_prompts(32, 2, 5)
-    bench.prefill_seconds(llm, prompts)
+    llm = LLM(folder, random_weights=True, device="cpu", max_num_seqs=2, max_model_len=speed.room_for(5, 4))
+    prompts = speed.random_prompts(32, 2, 5)
+    speed.prefill_seconds(llm, prompts)
     # q, k, v; output; norms of q and k; two norms; router; experts.
     layer = (16 + 8 + 8) * 16 + 16 * 16 + 2 * 8 + 2 * 16 + 4 * 16 + 4 * 3 * 16 * 8
     weights = 2 * layer + 16 + 32 * 16
     # Keys and values of two layers; three steps, with 6, 7 and 8 tokens in each of two contexts.
     cache = 2 * (2 * 8) * 2 * (6 + 7 + 8) / 3
-    assert bench.bytes_per_step(llm, prompts, 4) == pytest.approx(4 * (weights + cache))
+    assert speed.bytes_per_step(llm, prompts, 4) == pytest.approx(4 * (weights + cache))
     assert llm.stats.experts is None
 
 
 def test_every_decode_step_has_the_whole_batch():
-    tokens = bench.room_for(40, 4)
+    tokens = speed.room_for(40, 4)
     # The prefill takes four steps.
     llm = LLM("tiny", device="cpu", max_num_seqs=3, max_num_batched_tokens=32, max_model_len=tokens)
-    bench.require_room(llm, 3)
-    prompts = bench.random_prompts(4096, 3, 40)
-    assert len({tuple(prompt) for prompt in prompts}) == 3 and prompts == bench.random_prompts(4096, 3, 40)
+    speed.require_room(llm, 3)
+    prompts = speed.random_prompts(4096, 3, 40)
+    assert len({tuple(prompt) for prompt in prompts}) == 3 and prompts == speed.random_prompts(4096, 3, 40)
     before = llm.stats.prefill.tokens
-    assert bench.prefill_seconds(llm, prompts) > 0
+    assert speed.prefill_seconds(llm, prompts) > 0
     assert llm.stats.prefill.tokens >= before + 3 * 40
     for _ in range(2):
-        assert bench.decode_seconds(llm, prompts, 4) > 0
+        assert speed.decode_seconds(llm, prompts, 4) > 0
         assert (llm.stats.decode.steps, llm.stats.decode.tokens) == (3, 9)
 
 
@@ -79,9 +80,9 @@ def test_one_row_for_each_batch_and_context(run):
 
 
 def test_a_row_of_known_measurements():
-    speed = bench.Speed(8, 1024, bench.Timing(2.0, 1.9, 2.1), bench.Timing(0.004, 0.0035, 0.005), 6.2e9)
+    known = speed.Speed(8, 1024, speed.Timing(2.0, 1.9, 2.1), speed.Timing(0.004, 0.0035, 0.005), 6.2e9)
     row = "8 1024 4,096.0 2,000.0 4.00 3.50-5.00 6.2000 1,550.0 50%"
-    assert bench.table_row(speed, 3.1e12).split() == row.split()
+    assert speed.table_row(known, 3.1e12).split() == row.split()
 
 
 def test_random_weights_need_only_a_config(run, folder):
@@ -101,11 +102,11 @@ def test_errors_that_the_user_can_fix(run, folder):
 
 def test_a_batch_that_does_not_fit_is_refused():
     llm = LLM("tiny", device="cpu", max_num_seqs=2, max_model_len=64)
-    bench.require_room(llm, 2)
+    speed.require_room(llm, 2)
     with pytest.raises(Qwen3Error, match="lower --batch or --context"):
-        bench.require_room(llm, 3)
+        speed.require_room(llm, 3)
 
 
 def test_marks_of_known_values():
-    assert bench.Timing.of([5.0, 1.0, 3.0, 2.0, 4.0]) == bench.Timing(3.0, pytest.approx(1.8), pytest.approx(4.2))
-    assert bench.Timing.of([2.0]) == bench.Timing(2.0, 2.0, 2.0)
+    assert speed.Timing.of([5.0, 1.0, 3.0, 2.0, 4.0]) == speed.Timing(3.0, pytest.approx(1.8), pytest.approx(4.2))
+    assert speed.Timing.of([2.0]) == speed.Timing(2.0, 2.0, 2.0)

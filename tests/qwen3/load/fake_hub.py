@@ -56,6 +56,9 @@ class FakeHub:
     branches: dict[str, str] = field(default_factory=lambda: {"main": "1" * 40})
     refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
     anonymous: bool = False  # answers without the hub's headers, like a proxy's login page
+    lists: bool = False  # tells which files a repository has
+    codes: bool = True  # says why with a 404
+    longer: str | None = None  # a file of which more bytes arrive than were announced
     hashes: bool = True  # a mirror may have etags of its own kind
     ranges: bool = True  # answers the range that was asked for, not the whole file
     breaks: set[str] = field(default_factory=set)  # files whose connection breaks after BREAK bytes
@@ -92,13 +95,16 @@ class FakeHub:
                     answered=False,
                 )
                 fake.requests.append(asked)
+                if self.path.startswith("/api/models/") and fake.lists and not fake.refusal:
+                    return self.listing(self.path.partition("?")[0].rpartition("/")[2])
                 if fake.refusal:
                     return self.answer(fake.refusal[0], {"X-Error-Code": fake.refusal[1]})
                 storage, *rest = self.path[1:].split("/", 2)
                 if storage == "storage":
                     commit, name = rest
                     asked.answered = True
-                    return self.send(name, fake.commits[commit][name], {})
+                    more = b"x" * 9 * CHUNK if name == fake.longer and self.command == "GET" else b""
+                    return self.send(name, fake.commits[commit][name] + more, {})
                 repo, _, rest = self.path[1:].partition("/resolve/")
                 revision, _, name = rest.partition("/")
                 commit = fake.branches.get(revision, revision)
@@ -121,8 +127,17 @@ class FakeHub:
 
             do_HEAD = do_GET
 
+            def listing(self, revision: str):
+                found = fake.commits[fake.branches.get(revision, revision)]
+                entries = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in found.items()]
+                content = json.dumps(entries).encode()
+                self.answer(200, {"Content-Type": "application/json"}, len(content))
+                self.wfile.write(content)
+
             def answer(self, status: int, headers: dict[str, str], length: int = 0):
                 self.send_response(status)
+                if not fake.codes:
+                    headers.pop("X-Error-Code", None)
                 for key, value in headers.items():
                     self.send_header(key, value)
                 self.send_header("Content-Length", str(length))

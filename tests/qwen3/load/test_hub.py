@@ -14,7 +14,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import enable_progress_bars
 
 from qwen3.load import hub
-from qwen3.load.hub import STAGING, TINY, download, resolve
+from qwen3.load.hub import download
+from qwen3.load.resolve import STAGING, TINY, resolve
 
 from .fake_hub import BREAK, CONFIG, NEEDED, REPO, SHARDS, SIZE, FakeHub, files, listing, refused, weights
 
@@ -263,7 +264,19 @@ def test_offline_mode(fake, get, monkeypatch):
     ("name", "content", "words"),
     [
         ("config.json", b'{"model_type": "llama"}', (f"{REPO}/config.json", "llama", "qwen3_moe")),
-        ("config.json", b"<html>", (f"{REPO}/config.json", "JSON")),
+        ("config.json", b"<html>", (f"{REPO}/config.json", "web page")),
+        ("config.json", b"[]", (f"{REPO}/config.json", "no JSON object")),
+        ("config.json", b'[["model_type", "qwen3"]]', (f"{REPO}/config.json", "no JSON object")),
+        ("config.json", b"[" * 5000, (f"{REPO}/config.json", "nested too deep")),
+        ("config.json", b"\xff\xfe{", (f"{REPO}/config.json", "not UTF-8")),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", (f"{REPO}/tokenizer.json", "git lfs pull")),
+        ("tokenizer.json", b"[]", (f"{REPO}/tokenizer.json", "no JSON object")),
+        ("tokenizer_config.json", b"{", (f"{REPO}/tokenizer_config.json", "JSON")),
+        ("generation_config.json", b"7", (f"{REPO}/generation_config.json", "JSON")),
+        ("generation_config.json", b'{"num_beams": 4}', (f"{REPO}/generation_config.json", "num_beams")),
+        ("generation_config.json", b'{"eos_token_id": 64}', (f"{REPO}/generation_config.json", "eos_token_id")),
+        ("model.safetensors.index.json", b'[["weight_map", {"a": "model.safetensors"}]]', ("no JSON object",)),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', ("weight_map", "not 3")),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "../../stolen.safetensors"}}', ("../../stolen",)),
         ("model.safetensors.index.json", b'{"weight_map": {}}', ("weight_map",)),
     ],

@@ -1,0 +1,69 @@
+"""An argparse parser whose errors are one line, and which names what was meant."""
+
+import argparse
+import re
+import sys
+from collections.abc import Collection
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from ..errors import brief, shown
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse with errors of one line, which looks for unknown options and commands before all else.
+
+    `--top_p` is `--top-p`, and the other way round.
+    """
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self._command_names: Collection[str] = ()
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        commands = super().add_subparsers(**settings)
+        # The same dict that add_parser fills.
+        self._command_names = commands.choices
+        return commands
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(self._checked(sys.argv[1:] if args is None else list(args)), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {shown(message)}: see `{self.prog} --help`\n")
+
+    def _checked(self, words: list[str]) -> list[str]:
+        """Returns the words with each option as it was added; the words after a command are the command's."""
+        for i, word in enumerate(words):
+            if word == "--":
+                break
+            if not _is_option(word):
+                if self._command_names:
+                    if word not in self._command_names:
+                        self._unknown("command", word, list(self._command_names))
+                    break
+                continue
+            name, equals, value = word.partition("=")
+            known = self._option_string_actions
+            if name in known or (not name.startswith("--") and name[:2] in known):
+                continue
+            spelled = {option.replace("_", "-"): option for option in known}.get(name.replace("_", "-"))
+            if spelled is not None:
+                words[i] = spelled + equals + value
+            # Argparse takes a beginning of a name that fits one name only.
+            elif not (name.startswith("--") and any(option.startswith(name) for option in known)):
+                self._unknown("option", name, [option for option in known if option.startswith("--")])
+        return words
+
+    def _unknown(self, kind: str, word: str, names: list[str]) -> NoReturn:
+        close = get_close_matches(word.replace("_", "-"), names, n=1)
+        self.error(f"there is no {kind} {brief(word)}{f', did you mean {close[0]}?' if close else ''}")
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word is an option: no lone dash, no negative number, no text with a space where a name would be.
+
+    Argparse takes `--nmae=two words` for a text.
+    """
+    name = word.partition("=")[0]
+    return name.startswith("-") and word != "-" and " " not in name and not re.fullmatch(r"-\d+|-\d*\.\d+", word)

@@ -1,0 +1,89 @@
+"""Says what a folder or a repository holds where a model is missing, from the names of its files."""
+
+import os
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ..config.files import read_json
+from ..errors import Qwen3Error, shown
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+ADAPTER = "adapter_config.json"
+
+_MERGE = "merge it into its base model first, and give the merged model's folder"
+_CONVERT = "convert them: save_pretrained of transformers writes safetensors"
+_ORIGINAL = "take the original model with safetensors weights"
+# Pattern of a file's name, what it is, what to do; the first that fits is said.
+_KINDS = (
+    (ADAPTER, "of a LoRA adapter", _MERGE),
+    ("adapter_model.*", "of a LoRA adapter", _MERGE),
+    ("*.gguf", "GGUF weights for llama.cpp", _ORIGINAL),
+    ("*.ggml", "GGML weights for llama.cpp", _ORIGINAL),
+    ("pytorch_model*.bin*", "PyTorch weights", _CONVERT),
+    ("*.distcp", "a shard of a distributed training run", "export it as safetensors first"),
+    ("*.pth", "PyTorch weights", _CONVERT),
+    ("*.pt", "PyTorch weights", _CONVERT),
+    ("*.ckpt", "PyTorch weights", _CONVERT),
+    ("*.bin", "weights that are not safetensors", _CONVERT),
+    ("*.h5", "TensorFlow weights", _ORIGINAL),
+    ("*.msgpack", "Flax weights", _ORIGINAL),
+    ("*.npz", "NumPy or MLX weights", _ORIGINAL),
+    ("*.onnx", "an ONNX graph", _ORIGINAL),
+    ("*.engine", "a TensorRT engine", _ORIGINAL),
+)
+# What training leaves beside weights, and says nothing about them.
+_BESIDE = ("training_args.bin", "optimizer*", "scheduler*", "rng_state*")
+NEEDED = "a model has config.json, tokenizer.json and safetensors weights"
+
+
+def instead(names: list[str]) -> str | None:
+    """Returns "holds ..., which is ...: what to do" for files that are clearly something else, None for others."""
+    told = sorted(name for name in names if not any(fnmatch(name.lower(), pattern) for pattern in _BESIDE))
+    for pattern, what, advice in _KINDS:
+        if found := [name for name in told if fnmatch(name.lower(), pattern)]:
+            return f"holds {found[0]}, {what}: {advice}"
+    return None
+
+
+def instead_of_tokenizer(names: list[str]) -> str | None:
+    """The same for a model without tokenizer.json."""
+    if {"vocab.json", "merges.txt"} <= set(names):
+        advice = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes tokenizer.json"
+        return f"holds vocab.json and merges.txt, the tokenizer's older files, but no {TOKENIZER}: {advice}"
+    if found := sorted(name for name in names if name.endswith((".tiktoken", "tokenizer.model"))):
+        return f"holds {found[0]}, but no {TOKENIZER}, which is the only kind of tokenizer that is read"
+    return None
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of what is in a folder, none where it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def refuse_what_is_no_model(folder: Path) -> None:
+    """Raises Qwen3Error for a folder without config.json, and says what it holds."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise Qwen3Error(f"{folder}: cannot be read ({error.strerror}): {NEEDED}") from None
+    if CONFIG in names:
+        return
+    if ADAPTER in names:
+        raise Qwen3Error(f"{folder}: is a LoRA adapter{_base_of(folder)}: merge it into its base model first")
+    if what := instead(names):
+        raise Qwen3Error(f"{folder}: {what} ({NEEDED})")
+    if inner := [name for name in names if os.path.lexists(folder / name / CONFIG)]:
+        more = f" or one of {len(inner) - 1} more in it" if len(inner) > 1 else ""
+        raise Qwen3Error(f"{folder}: holds no {CONFIG}, but a folder with one: give {folder / inner[0]}{more}")
+    raise Qwen3Error(f"{folder / CONFIG}: no such file: {NEEDED}")
+
+
+def _base_of(folder: Path) -> str:
+    try:
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    except Qwen3Error:
+        return ""
+    return f" for {shown(base, 100)}" if isinstance(base, str) and base else ""
