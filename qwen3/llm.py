@@ -43,8 +43,9 @@ class BrokenOff(Qwen3Error):
 
     def __init__(self, completions: list[Completion]) -> None:
         bad = [i for i, answer in enumerate(completions) if answer.finish_reason == "error"]
-        where = "" if len(completions) == 1 else f"prompt {bad[0]}, one of {len(bad)} of {len(completions)}: "
-        super().__init__(f"the answer broke off: {where}{completions[bad[0]].error}")
+        what = f"{len(bad)} of {len(completions)} answers broke off, the first is prompt {bad[0]}"
+        what = "the answer broke off" if len(completions) == 1 else what
+        super().__init__(f"{what}: {completions[bad[0]].error}")
         self.completions = completions
 
 
@@ -155,6 +156,14 @@ class LLM:
             self.loop.submit(handles)
             for _ in handles:
                 i, item = ended.get()
+                if (
+                    isinstance(item, Qwen3Error)
+                    and not self.loop.closed
+                    and handles[i].sequence.finish_reason == "error"
+                ):
+                    # Its step did not fit into memory: the others go on.
+                    yield i, handles[i].broken_off(item)
+                    continue
                 raised(item)
                 yield i, handles[i].completion()
         finally:

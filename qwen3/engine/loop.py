@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
@@ -68,6 +69,11 @@ class Handle:
         assert self.finish_reason is not None, "the answer has not ended yet"
         return self.sequence.completion("".join(self._text), self.finish_reason, self.stop_string)
 
+    def broken_off(self, error: Exception) -> Completion:
+        """What there is of an answer that ended with an error in place of a delta."""
+        self.finish_reason = "error"
+        return replace(self.completion(), error=str(error))
+
 
 class _Message(NamedTuple):
     """What the engine's thread runs between two steps, and what it calls if that breaks off."""
@@ -95,6 +101,10 @@ class EngineLoop:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="qwen3-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def submit(self, handles: list[Handle]) -> None:
         """Queues requests, all before the next step."""
