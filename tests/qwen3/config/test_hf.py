@@ -175,6 +175,22 @@ def test_yarn_as_people_write_it(caplog):
     assert from_hf(changed(rope_scaling=YARN | {"factor": None})).yarn.factor == 40960 / 32768
 
 
+LARGEST = {
+    "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000, "head_dim": 10_000,
+    "num_experts": 10_000, "num_local_experts": 10_000, "num_experts_per_tok": 10_000, "hidden_size": 1_000_000,
+    "vocab_size": 10_000_000, "intermediate_size": 10_000_000, "moe_intermediate_size": 10_000_000,
+    "max_position_embeddings": 2**31 - 1, "decoder_sparse_step": 2**31 - 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", LARGEST)
+def test_sizes_are_bounded(key):
+    beside = {"num_attention_heads": 10_000, "num_key_value_heads": 1, "num_experts": 10_000, key: LARGEST[key]}
+    assert from_hf(changed(**beside))
+    with pytest.raises(Qwen3Error, match=f"{key} is {LARGEST[key] + 1}: it must be a whole number from"):
+        from_hf(changed(**beside | {key: LARGEST[key] + 1}))
+
+
 @pytest.mark.parametrize("names", [None, [], ["Qwen3MoeModel"], ["FSDPQwen3MoeForCausalLM"], "Qwen3MoeForCausalLM"])
 def test_architectures_of_the_same_model(names):
     assert from_hf(changed(architectures=names)) == from_hf(PUBLISHED)
