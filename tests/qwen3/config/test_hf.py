@@ -172,7 +172,9 @@ def test_yarn_as_people_write_it(caplog):
     assert caplog.messages[1:] == ["c.json: rope_scaling: attn_factor has no effect, as in transformers"]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     assert from_hf(changed(rope_scaling=YARN | {"original_max_position_embeddings": None})).max_context == 4 * 40960
-    assert from_hf(changed(rope_scaling=YARN | {"factor": None})).yarn.factor == 40960 / 32768
+    block = YARN | {"factor": None}
+    assert from_hf(changed(rope_scaling=block)).yarn.factor == 40960 / 32768
+    assert block["factor"] is None, "the caller's values stay as they are"
 
 
 LARGEST = {
@@ -212,6 +214,7 @@ def test_architectures_of_the_same_model(names):
         ({"rope_parameters": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_parameters": {"full_attention": YARN}}, "full_attention"),
         ({"rope_theta": 1}, "rope_theta"),
+        ({"rope_theta": "x", "rope_parameters": {"rope_theta": 1e6}}, "rope_theta"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"hidden_size": 16, "head_dim": "absent"}, "head_dim 0"),
         ({"num_hidden_layers": 10_001}, "from 1 to 10000"),
