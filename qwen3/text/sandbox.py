@@ -22,8 +22,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import Qwen3Error
 
-# About a second of work; the second is for each character of the conversation.
-_UNITS, _UNITS_PER_CHARACTER = 30_000_000, 100
+# About half a second of work; the second is for each character of the conversation.
+_UNITS, _UNITS_PER_CHARACTER = 10_000_000, 100
 # What an iteration, a call or a filter costs beside the characters that it touches.
 _STEP = 100
 _MAX_TEMPLATE = 1_000_000
@@ -94,7 +94,7 @@ class Budget:
         """
         measure = self.size if deep else self.length
         size, extra = measure(subject), sum(map(measure, arguments))
-        self.charge(_STEP + extra + size * (20 if name in _SLOW else 1))
+        self.charge(_STEP + extra + size * (60 if name in _SLOW else 1))
         growth = 0
         if name in _GROWING:
             growth = extra + _widths(subject) * name.startswith("format")
@@ -227,6 +227,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if name in ("format", "format_map"):
             subject = getattr(__obj, "__wrapped__", __obj).__self__
         call = super().call
+        if isinstance(__obj, Macro):  # takes longer than a filter
+            budget.charge(5 * _STEP)
         # A function of the template pays for what it does itself.
         deep = not isinstance(__obj, Macro | LoopContext | type)
         return budget.call(name, deep, subject, given, lambda: call(__context, __obj, *args, **kwargs))

@@ -13,9 +13,9 @@ from .folders import auto_tokenizer, one_line, write_folder
 QWEN3 = (Path(__file__).parent / "qwen3_chat_template.jinja").read_text(encoding="utf-8")
 # Prints everything: roles, texts, tool calls, tools.
 ALL = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}[{{ c.function.name }}{% for k, v in c.function.arguments | items %} {{ k }}={{ v }}"
-    "{% endfor %}]{% endfor %}{% endfor %}{{ tools or '' }}{% if add_generation_prompt %}<go>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}"
+    "{% for k, v in c.function.arguments | items %} {{ k }}={{ v }}{% endfor %}]{% endfor %}{% endfor %}"
+    "{{ tools or '' }}{% if add_generation_prompt %}<go>{% endif %}"
 )
 HI, OK = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ok"}
 
@@ -245,8 +245,8 @@ def test_variables_that_the_template_reads_are_taken():
 
 OPTIONS = {
     "tokenize": (False, True), "return_dict": (False, True), "padding": (False, True), "truncation": (False, "longest"),
-    "max_length": (None, 5), "return_tensors": (None, "pt"), "chat_template": (None, "x"), "tokenizer_kwargs": (None, {}),
-    "return_assistant_tokens_mask": (False, True),
+    "max_length": (None, 5), "return_tensors": (None, "pt"), "chat_template": (None, "x"),
+    "tokenizer_kwargs": (None, {}), "return_assistant_tokens_mask": (False, True),
 }  # fmt: skip
 
 
