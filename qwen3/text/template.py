@@ -1,6 +1,7 @@
 """Chat templates: render a conversation in the format that the model was trained on; what would get lost is refused."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -208,23 +209,24 @@ def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, ma
     All are replaced by markers in one rendering; what is not found there is replaced alone, and is lost if the text
     stays as it is. So templates may strip texts, cut them, and drop reasoning that is old.
     """
-    marked, changes = list(prompt.messages), {}
+    marked, changes = list(prompt.messages), list[tuple[int, str, dict]]()
     for i, message in enumerate(prompt.messages):
-        for name, change in _changes(message, f"{marker}{i}").items():
+        for name in _parts(message):
+            change = _changed(message, name, f"{marker}{len(changes)}{_TAIL}")
             marked[i] = marked[i] | change
-            changes[i, name] = change
-    tools = [_with(tool, name=f"{marker}tool{_TAIL}") for tool in prompt.tools or ()] or prompt.tools
-    seen = _rendered(run, replace(prompt, messages=marked, tools=tools)) or ""
-    for (i, name), change in changes.items():
-        if f"{marker}{i}{name}{_TAIL}" in seen:
+            changes.append((i, name, change))
+    tools = [_with(tool, name=f"{marker}{len(changes)}{_TAIL}") for tool in prompt.tools or ()] or prompt.tools
+    text_of_marks = _rendered(run, replace(prompt, messages=marked, tools=tools)) or ""
+    seen = set(map(int, re.findall(rf"{marker}(\d+){_TAIL}", text_of_marks)))
+    for number, (i, name, change) in enumerate(changes):
+        if number in seen:
             continue
         alone = [message | change if i == j else message for j, message in enumerate(prompt.messages)]
         if _rendered(run, replace(prompt, messages=alone)) == text:
-            raise Qwen3Error(
-                f"{_WHAT.get(name, f'the key {brief(name)}')} of messages[{i}], whose role is "
-                f"{brief(prompt.messages[i]['role'])}, does not reach the prompt: this model's template leaves it out"
-            )
-    if tools and f"{marker}tool{_TAIL}" not in seen and _rendered(run, replace(prompt, tools=None)) == text:
+            what, role = _WHAT.get(name, f"the key {brief(name)}"), brief(prompt.messages[i]["role"])
+            lost = f"{what} of messages[{i}], whose role is {role}, does not reach the prompt"
+            raise Qwen3Error(f"{lost}: this model's chat template leaves it out")
+    if tools and len(changes) not in seen and _rendered(run, replace(prompt, tools=None)) == text:
         raise Qwen3Error("tools do not reach the prompt: this model's chat template has no place for them")
     if prompt.add_generation_prompt and prompt.variables.get("enable_thinking") is False:
         thinking = replace(prompt, variables=prompt.variables | {"enable_thinking": True})
@@ -232,7 +234,7 @@ def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, ma
             raise Qwen3Error("the chat template has no switch for thinking: leave out enable_thinking (--no-thinking)")
 
 
-_WHAT = {"content": "the text", "calls": "the tool call"}
+_WHAT = {"content": "the text", "tool_calls": "the tool call"}
 
 
 def _rendered(run: Callable[[_Prompt], str], prompt: _Prompt) -> str | None:
@@ -242,21 +244,22 @@ def _rendered(run: Callable[[_Prompt], str], prompt: _Prompt) -> str | None:
         return None
 
 
-def _changes(message: dict, marker: str) -> dict[str, dict]:
-    """The keys of a message that put a marker in the place of what it says, by what that is."""
-    changes: dict[str, dict] = {}
-    content, mark = message["content"], f"{marker}content{_TAIL}"
-    if isinstance(content, str) and content.strip():
-        changes["content"] = {"content": mark}
-    elif isinstance(content, list):
-        changes["content"] = {"content": [{"type": "text", "text": mark}]}
-    if calls := message.get("tool_calls"):
-        mark = f"{marker}calls{_TAIL}"
-        changes["calls"] = {"tool_calls": [_with(call, name=mark, arguments={mark: mark}) for call in calls]}
-    for key in message.keys() - {"role", "content", "tool_calls", *REASONING_KEYS} - SILENT_KEYS:
-        if message[key] not in ("", [], {}, False):
-            changes[key] = {key: f"{marker}{key}{_TAIL}"}
-    return changes
+def _parts(message: dict) -> list[str]:
+    """The keys of a message that say something to the model; not reasoning, for templates drop what is old."""
+    parts = [key for key in ("content", "tool_calls") if message.get(key)]
+    if isinstance(message["content"], str) and message["content"].isspace():
+        parts.remove("content")
+    further = message.keys() - {"role", "content", "tool_calls", *REASONING_KEYS} - SILENT_KEYS
+    return parts + [key for key in sorted(further) if message[key] not in ("", [], {}, False)]
+
+
+def _changed(message: dict, name: str, mark: str) -> dict:
+    """The new value of a key of a message: the same as before with a marker in it."""
+    if name == "tool_calls":
+        return {name: [_with(call, name=mark, arguments={mark: mark}) for call in message[name]]}
+    if name == "content" and isinstance(message[name], list):
+        return {name: [{"type": "text", "text": mark}]}
+    return {name: mark}
 
 
 def _with(call: dict, **changes: Any) -> dict:

@@ -144,7 +144,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Returns the text of ids; invalid UTF-8 becomes U+FFFD, an id without a token an empty string."""
         flag(skip_special_tokens, "skip_special_tokens")
-        known = token_ids(ids, "ids")
+        simple = type(ids) is list and all(type(i) is int and 0 <= i < 2**31 for i in ids)
+        known = ids if simple else token_ids(ids, "ids")
         return b"".join(self.token_bytes(i, skip_special_tokens) for i in known).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int, skip_special_tokens: bool = False) -> bytes:

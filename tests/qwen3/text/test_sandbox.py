@@ -1,0 +1,151 @@
+"""What a chat template may cost and reach: bombs end early, in one line, and in the same place on every machine."""
+
+import pytest
+
+from qwen3.errors import Qwen3Error
+from qwen3.text.sandbox import Sandbox
+from qwen3.text.template import ChatTemplate
+
+from .folders import one_line
+from .test_messages import HI, QWEN3, render
+
+NINES = "range(99999)"
+GROW = "{% set n = namespace(x='ab', l=[1], d=9) %}{% for i in range(60) %}"
+COSTLY = {
+    "loops": f"{{% for i in {NINES} %}}{{% for j in {NINES} %}}{{% endfor %}}{{% endfor %}}",
+    "loops that skip": f"{{% for i in {NINES} %}}{{% for j in {NINES} if false %}}{{% endfor %}}{{% endfor %}}",
+    "long text in a loop": f"{{% for i in {NINES} %}}{'y' * 9999}{{% endfor %}}",
+    "recursive loop": f"{{% for i in {NINES} recursive %}}{{{{ loop({NINES}) }}}}{{% endfor %}}",
+    "recursive loop in layers": "{% for i in [1] recursive %}{% if loop.depth < 4 %}{{ loop(range(9999)) }}{% endif %}"
+    "{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "doubled by +": GROW + "{% set n.x = n.x + n.x %}{% endfor %}",
+    "doubled by ~": GROW + "{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "doubled by a block": GROW + "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+    "doubled by join": GROW + "{% set n.x = [n.x, n.x] | join %}{% endfor %}",
+    "doubled by a macro": "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}" + GROW + "{% set n.x = f(n.x) %}{% endfor %}",
+    "squared": GROW + "{% set n.d = n.d * n.d %}{% endfor %}",
+    "power": "{{ 9 ** 99999999 }}",
+    "power of a power": "{{ (9 ** 999) ** 99 }}",
+    "repeated text": "{{ 'a' * 10 ** 10 }}",
+    "repeated constant": "{{ 'a' * 10000000000 }}",
+    "repeated from the right": "{{ 10 ** 10 * 'a' }}",
+    "repeated list": "{{ [1] * 10 ** 10 }}",
+    "repeated bytes": "{{ 'a'.encode() * 10 ** 10 }}",
+    "lists of lists, printed": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l }}",
+    "lists of lists, as JSON": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l | tojson }}",
+    "lists of lists, joined": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ ','.join([n.l]) }}",
+    "lists of lists, ~": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{% set x = n.l ~ '' %}",
+    "lists of lists, formatted": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ '%s' % [n.l] }}",
+    "lists of lists, compared": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l == [n.l] }}",
+    "lists of lists, tested": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l is eq([n.l]) }}",
+    "lists of lists, as a key": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ {}[n.l] + 1 }}",
+    "lists of lists, text": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l | string | length }}",
+    "lists in objects": GROW + "{% set n.l = {'a': n.l, 'b': n.l} %}{% endfor %}{{ n.l.values() }}",
+    "format %": "{{ '%9999999999d' % 1 }}",
+    "format % of a width": "{{ '%*d' % (10 ** 10, 1) }}",
+    "format filter": "{{ '%9999999999d' | format(1) }}",
+    "format method": "{{ '{:9999999999}'.format(1) }}",
+    "format of a width": "{{ '{:{}}'.format(1, 10 ** 10) }}",
+    "format by another way": "{{ ('{:9999999999}' | attr('format'))(1) }}",
+    "format_map": "{{ '{a:9999999999}'.format_map({'a': 1}) }}",
+    "center": "{{ 'a' | center(10 ** 9) }}",
+    "zfill": "{{ 'a'.zfill(10 ** 9) }}",
+    "ljust": "{{ 'a'.ljust(10 ** 9) }}",
+    "expandtabs": "{{ ('\t' * 99999).expandtabs(99999) }}",
+    "to_bytes": "{{ (1).to_bytes(10 ** 9, 'big') }}",
+    "slice": "{{ [1] | slice(10 ** 9) | list }}",
+    "batch": "{{ [1] | batch(10 ** 9, 'x') | list }}",
+    "round": "{{ 1.5 | round(10 ** 9) }}",
+    "indent": "{{ ('a\n' * 99999) | indent(99999) }}",
+    "indent of JSON": f"{{{{ {NINES} | list | tojson(indent=99999) }}}}",
+    "wordwrap": "{{ ('a ' * 99999) | wordwrap(1, wrapstring='b' * 99999) }}",
+    "replace": "{% set x = 'a' * 9999 %}{{ x.replace('a', x).replace('a', x) | length }}",
+    "replace filter": "{% set x = 'a' * 9999 %}{{ x | replace('a', x) | replace('a', x) | length }}",
+    "join": "{{ range(20000) | map('string') | join('a' * 1000000) }}",
+    "join method": "{{ ('a' * 1000000).join(range(20000) | map('string')) }}",
+    "center of each": f"{{{{ {NINES} | map('string') | map('center', 99999) | join }}}}",
+    "translate": "{{ ('a' * 99999).translate({97: 'b' * 99999}) }}",
+    "sum of lists": "{{ (([[1]] * 99999) | sum(start=[])) | length }}",
+    "slices": f"{{% set x = 'a' * 9999999 %}}{{% for i in {NINES} %}}{{% set y = x[1:] %}}{{% endfor %}}",
+    "searches": f"{{% set x = 'a' * 9999999 %}}{{% for i in {NINES} %}}{{% set y = 'b' in x %}}{{% endfor %}}",
+    "searches by a method": "{% set x = 'a' * 999999 %}{% for i in range(9999) %}{% set y = x.find('b') %}{% endfor %}",
+    "filters": "{% for i in range(9999) %}{% set x = range(20000) | sort %}{% endfor %}",
+    "escapes": "{% autoescape true %}{{ '<' * 9999999 }}{{ '<' * 9999999 }}{{ '<' * 9999999 }}{% endautoescape %}",
+    "too long": "x" * 1_000_001,
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_takes_too_long_or_grows_too_large_is_refused(name):
+    """Unbounded, each takes minutes or gigabytes."""
+    message = one_line(lambda: render([HI], "{{ messages[0].content }}" + COSTLY[name]))
+    assert "cannot render these messages" in message and "Error" not in message
+
+
+REACHING = [
+    "{{ messages.__class__.__mro__ }}", "{{ ''['__class__'] }}", "{{ messages | attr('__class__') }}",
+    "{{ raise_exception.__globals__ }}", "{{ strftime_now.__globals__ }}", "{{ cycler.__init__.__globals__ }}",
+    "{{ namespace.__init__ }}", "{{ self.__init__ }}", "{{ messages.append(1) }}", "{{ messages[0].update(a=1) }}",
+    "{{ '{0.__class__}'.format(1) }}", "{{ ('{0.__class__}' | attr('format'))(1) }}", "{{ lipsum() }}",
+    "{% include 'default' %}", "{% import 'default' as x %}", "{% extends 'default' %}", "{{ [1] | map('x') | list }}",
+    "{{ " + "(" * 5000 + ")" * 5000 + " }}", "{% if x %}" * 2000, "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", REACHING, ids=range(len(REACHING)))
+def test_nothing_of_python_is_reached(template):
+    try:
+        text = render([HI], "{{ messages[0].content }}" + template)
+    except Qwen3Error as error:
+        text = str(error).replace("m: the chat template cannot render these messages", "Hi")[:2]
+    assert text == "Hi", "an attribute that is not reached has no text"
+
+
+ORDINARY = {
+    "{{ range(99999) | list | length }}": "99999",
+    "{{ '%5.1f' % 2.25 ~ '%d' | format(1700000000) ~ '{:>3}'.format('a') ~ '{}'.format(17) }}": "  2.21700000000  a17",
+    "{{ (range(3) | map('string') | join(', ')) ~ ','.join(range(2) | map('string')) }}": "0, 1, 20,1",
+    "{{ ('a\nb' | indent(2)) ~ ('ab' | replace('a', 'xyz')) ~ ('ab' | center(6)) }}": "a\n  bxyzb  ab  ",
+    "{{ [3, 1, 2] | sort | first }}{{ [1, 2] | sum }}{{ [1, 1] | unique | list | length }}{{ 2 ** 10 }}": "1311024",
+    "{{ [{'a': 1}, {'a': 2}] | selectattr('a', 'gt', 1) | map(attribute='a') | list }}": "[2]",
+    "{% for i in [[1, [2]], [3]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}": "123",
+    "{% macro f(n) %}{% if n %}{{ n }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(9) }}": "987654321",
+    "{% set n = namespace(a=1) %}{% set n.a = n.a + 1 %}{{ n.a }}{{ namespace(b=[1]) }}": "2<Namespace>",
+    "{% for m in messages %}{{ loop.length }}{{ loop.last }}{{ loop.previtem is defined }}{% endfor %}": "1TrueFalse",
+    "{% macro g() %}{{ caller(1) }}{% endmacro %}{% call(x) g() %}{{ x }}{% endcall %}": "1",
+    "{% filter upper %}a{% endfilter %}": "A",
+    "{{ 'a' in 'abc' }}{{ 1 < 2 < 3 }}{{ [1] == [1] }}{{ 'abc'[1:] }}{{ 'abc'[-1] }}{{ 7 // 2 }}{{ 7 % 4 }}": (
+        "TrueTrueTruebcc33"
+    ),
+    "{{ {'b': 1, 'a': 2} | dictsort }}{{ dict(a=1) | items | list }}": "[('a', 2), ('b', 1)][('a', 1)]",
+}
+
+
+@pytest.mark.parametrize("template", ORDINARY, ids=range(len(ORDINARY)))
+def test_ordinary_templates_give_what_jinja_gives(template):
+    assert render([HI], template + "|{{ messages[0].content }}") == ORDINARY[template] + "|Hi"
+
+
+def test_a_long_conversation_is_not_too_much():
+    """What a template may cost grows with the conversation, and what it costs does not grow faster."""
+    turn = [HI | {"content": "x" * 30}, {"role": "assistant", "content": "<think>\na\n</think>\n\nok"}]
+    assert len(render(turn * 500 + [HI], QWEN3)) > 30_000
+    assert len(render([HI | {"content": "x" * 2_000_000}], QWEN3)) > 2_000_000
+
+
+def test_one_template_renders_in_many_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    chat = ChatTemplate({"default": "{% for m in messages %}{{ m.content }}{% endfor %}"}, {}, "m")
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda i: chat.render([HI | {"content": str(i)}], None, {}), range(100)))
+    assert texts == [str(i) for i in range(100)]
+
+
+def test_every_filter_and_test_of_jinja_pays():
+    from jinja2 import defaults
+
+    sandbox = Sandbox()
+    for ours, theirs in ((sandbox.filters, defaults.DEFAULT_FILTERS), (sandbox.tests, defaults.DEFAULT_TESTS)):
+        assert theirs.keys() <= ours.keys() and not any(ours[name] is theirs[name] for name in theirs)
