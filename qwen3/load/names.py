@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from ..errors import Qwen3Error, brief
 
-# What stands before the names of the decoder and of the head: nothing, "model.", and what torch.compile, DDP, FSDP, PEFT,
-# Lightning and multimodal models add.
+# What stands before the names of the decoder and of the head: nothing, "model.", and what torch.compile, DDP, FSDP,
+# PEFT, Lightning and multimodal models add.
 _DECODER = re.compile(r"((?:[^.]+\.)*?)(?:embed_tokens\.|layers\.\d+\.|norm\.)")
 _HEAD = re.compile(r"((?:[^.]+\.)*?)lm_head\.")
 # Buffers that older files hold beside the weights; they are computed.
