@@ -12,6 +12,7 @@ from qwen3 import LLM, BrokenOff, Qwen3Error, SamplingParams
 from .rigged import CONTEXT, END, MORE, write_walk
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=9)
+B = 65  # the token of "b" in write_walk's tokenizer
 WALK = ["a", "b", END, "c", MORE, "d"]
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 CHAT = [{"role": "user", "content": "xa"}]
@@ -212,3 +213,31 @@ def test_an_asynchronous_stream_tells_how_it_ended(llm):
         return "".join([piece async for piece in pieces]), told(pieces.completion)
 
     assert asyncio.run(read()) == ("b", ("b", "stop", "c"))
+
+
+@pytest.mark.parametrize(
+    "params, holds",
+    [
+        ({"logit_bias": {MORE: -100}}, lambda ids: MORE not in ids),
+        ({"bad_words": "c"}, lambda ids: ids[:2] == [B, END] and ids[2] != B + 1),
+        ({"bad_words": ["zz", "<end>c"]}, lambda ids: ids[:2] == [B, END] and ids[2] != B + 1),
+        ({"no_repeat_ngram_size": 2}, lambda ids: len({*zip(ids, ids[1:])}) == len(ids) - 1),
+        ({"presence_penalty": 100}, lambda ids: len({*ids}) == len(ids)),
+        ({"min_tokens": 4, "stop_token_ids": [END]}, lambda ids: END not in ids[:4]),
+        ({"min_tokens": 4, "stop": "<end>"}, lambda ids: END not in ids[:4]),
+    ],
+    ids=str,
+)
+def test_what_changes_the_scores_changes_the_answer(llm, params, holds):
+    plain = llm.generate("a", replace(GREEDY, **{k: v for k, v in params.items() if k.startswith("stop")}))[0].token_ids
+    changed, beside, also = llm.generate(["a"] * 3, [replace(GREEDY, **params), GREEDY, replace(GREEDY, **params)])
+    assert holds(changed.token_ids) and not holds(plain)
+    assert also.token_ids == changed.token_ids and beside.token_ids == llm.generate("a", GREEDY)[0].token_ids
+
+
+def test_min_tokens_holds_back_the_models_own_end(tmp_path):
+    with LLM(write_walk(tmp_path, WALK, eos_token_id=END), device="cpu") as llm:
+        for params in ({"min_tokens": 1}, {"min_tokens": 4}):
+            ids = llm.generate("a", replace(GREEDY, **params))[0].token_ids
+            assert END not in ids[: params["min_tokens"]] and ids[0] == B
+        assert len(llm.generate("a", replace(GREEDY, min_tokens=1))[0].token_ids) == 2
