@@ -112,8 +112,8 @@ def _step_bytes(model: Qwen3, options: EngineConfig, max_model_len: int) -> int:
         return _largest_step(model, options, tuple(work), num_blocks)
     except torch.OutOfMemoryError:
         raise Qwen3Error(
-            f"out of memory: a step of {options.max_num_batched_tokens} tokens of {options.max_num_seqs} sequences does "
-            f"not fit on {model.device}: lower max_num_batched_tokens or max_num_seqs, or use a smaller model"
+            f"out of memory: a step of {options.max_num_batched_tokens} tokens of {options.max_num_seqs} sequences "
+            f"does not fit on {model.device}: lower max_num_batched_tokens or max_num_seqs, or use a smaller model"
         ) from None
 
 

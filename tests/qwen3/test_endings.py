@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -221,7 +222,7 @@ def test_an_asynchronous_stream_tells_how_it_ended(llm):
         ({"logit_bias": {MORE: -100}}, lambda ids: MORE not in ids),
         ({"bad_words": "c"}, lambda ids: ids[:2] == [B, END] and ids[2] != B + 1),
         ({"bad_words": ["zz", "<end>c"]}, lambda ids: ids[:2] == [B, END] and ids[2] != B + 1),
-        ({"no_repeat_ngram_size": 2}, lambda ids: len({*zip(ids, ids[1:])}) == len(ids) - 1),
+        ({"no_repeat_ngram_size": 2}, lambda ids: len({*pairwise(ids)}) == len(ids) - 1),
         ({"presence_penalty": 100}, lambda ids: len({*ids}) == len(ids)),
         ({"min_tokens": 4, "stop_token_ids": [END]}, lambda ids: END not in ids[:4]),
         ({"min_tokens": 4, "stop": "<end>"}, lambda ids: END not in ids[:4]),

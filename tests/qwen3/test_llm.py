@@ -217,8 +217,10 @@ def test_the_callers_list_of_ids_stays_as_it_is(llm):
 
 
 def test_an_unknown_option_is_refused_by_name(small):
-    with pytest.raises(Qwen3Error, match="no option 'max_seqs'"):
-        LLM(small, max_seqs=3)
+    with pytest.raises(Qwen3Error, match=r"no option 'gpu_memory_utilization': did you mean memory_utilization\?"):
+        LLM(small, gpu_memory_utilization=0.5)
+    with pytest.raises(Qwen3Error, match="no option 'quantization': See"):
+        LLM(small, quantization="awq")
 
 
 @pytest.mark.parametrize(

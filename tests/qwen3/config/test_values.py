@@ -15,7 +15,11 @@ CHECKS = {
         [0, 9, np.int64(3), torch.tensor(4)],
         [*NOTHING, True, -1, 10, 3.0, np.array([3]), torch.tensor([3]), torch.tensor(True), np.bool_(1)],
     ),
-    "number": (lambda v: values.number(v, "n", 0, 1), [0, 1, 0.5], [*NOTHING, True, -0.1, 1.1]),
+    "number": (
+        lambda v: values.number(v, "n", 0, 1),
+        [0, 1, 0.5, np.float32(0.5), np.int64(1)],
+        [*NOTHING, True, -0.1, 1.1],
+    ),
     "above": (lambda v: values.number(v, "n", 0, 1, above=True), [1e-9, 1], [*NOTHING, 0, 0.0]),
     "text": (
         lambda v: values.text(v, "n"),
