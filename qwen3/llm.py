@@ -24,7 +24,7 @@ from .engine.loop import EngineLoop, Handle, Request
 from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
-from .engine.streams import AsyncStream, Stream, raised
+from .engine.streams import AsyncStream, Stream
 from .errors import Qwen3Error, brief
 from .load.resolve import resolve
 from .measure.expert_load import ExpertLoad
@@ -159,18 +159,18 @@ class LLM:
             self.loop.submit(handles)
             for _ in handles:
                 i, item = ended.get()
-                if (
-                    isinstance(item, Qwen3Error)
-                    and not self.loop.closed
-                    and handles[i].sequence.finish_reason == "error"
-                ):
-                    # Its step did not fit into memory: the others go on.
+                if not isinstance(item, Exception):
+                    yield i, handles[i].completion()
+                elif self._ends_alone(item, handles[i]):
                     yield i, handles[i].broken_off(item)
-                    continue
-                raised(item)
-                yield i, handles[i].completion()
+                else:
+                    raise item
         finally:
             self.loop.cancel(handles)
+
+    def _ends_alone(self, error: Exception, handle: Handle) -> bool:
+        """Whether an error ended one request and the others go on: a step that did not fit into memory."""
+        return isinstance(error, Qwen3Error) and not self.loop.closed and handle.sequence.finish_reason == "error"
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """The pieces of the text as they are made; together they are the text that `generate` gives.
@@ -265,11 +265,9 @@ class LLM:
         for field, given in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
             if any(i >= vocab_size for i in given):
                 raise Qwen3Error(f"{name}: {field} has {max(given)}: the model knows token ids 0 to {vocab_size - 1}")
-        ends = (
-            set()
-            if params.ignore_eos
-            else {*self.config.eos_token_ids, *(self.tokenizer.end_of_turn_ids if is_chat else ())}
-        )
+        ends = set() if params.ignore_eos else set(self.config.eos_token_ids)
+        if is_chat and not params.ignore_eos:
+            ends |= set(self.tokenizer.end_of_turn_ids)
         reasons: dict[int, int | str] = {i: i for i in params.stop_token_ids if i not in ends}
         if params.stop:
             special = self.tokenizer.special_tokens
@@ -282,9 +280,8 @@ class LLM:
         """The token ids of each word, at the beginning of a text and after a space where these are other ones."""
         found = []
         for word in words:
-            plain, spaced = (
-                tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in (word, f" {word}")
-            )
+            plain = tuple(self.tokenizer.encode(word, add_special_tokens=False))
+            spaced = tuple(self.tokenizer.encode(f" {word}", add_special_tokens=False))
             if not plain:
                 raise Qwen3Error(f"bad_words has {brief(word)}, which has no token: leave it out")
             found += [plain] if spaced[-len(plain) :] == plain else [plain, spaced]

@@ -86,8 +86,12 @@ def token_ids(value: Any, name: str, vocab_size: int = 2**31) -> list[int]:
     items = listed(value)
     if isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set, type)) or not isinstance(items, Sequence):
         refuse(value, name, "a list of token ids")
-    if len(items) > _MOST_IDS:  # a range may be endless
-        raise Qwen3Error(f"{name} has {len(items)} token ids: it may have {_MOST_IDS}")
+    try:
+        too_many = len(items) > _MOST_IDS
+    except OverflowError:  # a range of more than 2^63
+        too_many = True
+    if too_many:
+        raise Qwen3Error(f"{name} has more than {_MOST_IDS} token ids")
     items = list(items)
     if all(type(item) is int and 0 <= item < vocab_size for item in items):
         return items

@@ -51,7 +51,7 @@ def prompt_ids(prompt: Any, name: str, vocab_size: int, longest: int) -> list[in
         values.refuse(prompt, name, "a list of token ids; LLM.generate takes texts, LLM.chat messages")
     try:
         length = len(prompt)
-    except TypeError:
+    except (TypeError, OverflowError):  # a range of more than 2^63
         values.refuse(prompt, name, "a text or a list of token ids")
     # Before the ids are looked at: a range may be endless.
     if length > longest:

@@ -28,6 +28,7 @@ WRONG = {
     "a negative id": [-1], "an unknown id": [320], "a huge id": [10**400], "a list of negative ids": [[-1]],
     "a lone surrogate": "\ud800", "a list of lone surrogates": ["\ud800"], "an empty text": "", "empty texts": [""],
     "a list of nothing": [[]], "an endless range": ENDLESS, "endless ranges": [ENDLESS],
+    "a range of more than 2^63": range(10**30),
     "an array of floats": np.zeros(3), "a matrix of floats": np.zeros((2, 2)), "a scalar array": np.array(3),
     "an array of flags": np.array([True]), "a tensor of floats": torch.zeros(3), "a scalar tensor": torch.tensor(3),
     "a tensor without data": torch.zeros(3, device="meta"), "a tensor of flags": torch.tensor([True]),
