@@ -205,7 +205,7 @@ class Scheduler:
         self.live = {sequence: None for sequence in self.live if sequence.finish_reason is None}
         for sequence in self.live:
             sequence.preemptions += bool(sequence.blocks)
-            sequence.blocks, sequence.num_cached_blocks, sequence.num_computed = [], 0, 0
+            sequence.blocks, sequence.num_cached_blocks = [], 0
         self.waiting, self.running = deque(self.live), []
 
     def reset_prefix_cache(self) -> None:

@@ -190,6 +190,14 @@ def test_logits_that_break_off_hold_no_block(llm, monkeypatch):
     assert llm.logits([1, 2, 3]).isfinite().all()
 
 
+def test_a_call_that_breaks_off_half_way_leaves_nothing(llm):
+    """It may have been anywhere in the scheduler, so the books are made anew."""
+    pool, taker = llm.engine.scheduler.pool, Sequence([1], Sampling(), frozenset(), 2)
+    with pytest.raises(ZeroDivisionError):
+        llm.loop.call(lambda: pool.allocate(taker, 3 * pool.block_size) and 1 / 0)
+    assert llm.loop.call(lambda: pool.num_free) == pool.num_blocks
+
+
 def test_only_the_engines_thread_computes(llm, monkeypatch):
     """So that no two steps run at a time, whoever calls."""
     threads, layer = set(), llm.model.layers[0]

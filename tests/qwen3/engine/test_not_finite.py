@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 
 import pytest
+import torch
 
 from qwen3 import LLM, SamplingParams
 from qwen3.engine.loop import Handle, Request
@@ -59,6 +60,29 @@ def test_a_row_that_is_not_finite_ends_its_request_alone(llm, value, params):
     assert "token 1 of the answer are not finite" in bad.error and "bfloat16" in bad.error
     assert bad.metrics.generated_tokens == bad.metrics.total_seconds == bad.metrics.time_to_first_token == 0
     assert first.error is None and first.finish_reason == "length"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_every_backend_keeps_the_rows_apart(small, backend):
+    """A router whose scores are NaN chooses some experts: their other tokens are computed as ever."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    llm = LLM(small, device=device, dtype="float32", backend=backend)
+    prompts = [[3, 4, 5], [40, 41], [60]]
+    expected = answers(llm, prompts, max_new_tokens=3)
+    [token] = {answer.token_ids[0] for answer in expected[1:2]} - {
+        i for answer in expected[::2] for i in answer.token_ids
+    }
+    llm.reset_prefix_cache()
+    with poisoned(llm, token=token):
+        # One breaks off in a prefill, one in a decode.
+        first, decoded, third, prefilled = answers(llm, [*prompts, [8, token, 9]], max_new_tokens=3)
+    assert [first.token_ids, third.token_ids] == [answer.token_ids for answer in expected[::2]]
+    assert decoded.token_ids == [token] and "token 2 of the answer are not finite" in decoded.error
+    assert prefilled.token_ids == [] and "token 1 of the answer are not finite" in prefilled.error
+    llm.close()
 
 
 @pytest.mark.parametrize("options", [{}, {"graph_recorder": eager_recorder}, {"kv_cache": False}], ids=str)

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -80,28 +81,32 @@ class Blocks:
 class Serving(RuleBasedStateMachine):
     """Random arrivals with shared beginnings, cancellations, tiny pools, small budgets, steps that break off."""
 
+    seen: ClassVar = Counter()  # what happened in all runs
+
     @initialize(
-        num_blocks=st.integers(3, 14),
+        num_blocks=st.integers(8, 24),
         block_size=st.sampled_from([1, 2, 4]),
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 12),
-        prefix_caching=st.booleans(),
-        kv_cache=st.booleans(),
+        kind=st.sampled_from(["prefixes shared"] * 3 + ["prefixes not shared", "no cache"]),
     )
-    def start(self, num_blocks, block_size, max_num_seqs, budget, prefix_caching, kv_cache):
-        self.pool = BlockPool(num_blocks, block_size, "model", prefix_caching and kv_cache)
-        self.scheduler = Scheduler(self.pool, max_num_seqs, budget, kv_cache)
+    def start(self, num_blocks, block_size, max_num_seqs, budget, kind):
+        self.pool = BlockPool(num_blocks, block_size, "model", kind == "prefixes shared")
+        self.scheduler = Scheduler(self.pool, max_num_seqs, budget, kind != "no cache")
         self.blocks = Blocks(self.pool)
         self.live, self.expected, self.predicted = [], {}, None
 
     @rule(
-        start=st.integers(0, 2),
-        length=st.integers(1, 20),
+        start=st.integers(0, 1),
+        lengths=st.lists(st.integers(1, 20), min_size=1, max_size=3),
         tail=st.lists(st.integers(1, 8), max_size=3),
         max_new_tokens=st.integers(1, 12),
     )
-    def arrive(self, start, length, tail, max_new_tokens):
-        tokens = [(start + i) % 7 + 1 for i in range(length)] + tail
+    def arrive(self, start, lengths, tail, max_new_tokens):
+        for length in lengths:
+            self.add([(start + i) % 7 + 1 for i in range(length)] + tail, max_new_tokens)
+
+    def add(self, tokens, max_new_tokens):
         request = sequence(tokens, max_new_tokens)
         fits = self.pool.blocks_for(len(tokens) + max_new_tokens) <= self.pool.num_blocks
         self.predicted = None
@@ -126,7 +131,11 @@ class Serving(RuleBasedStateMachine):
         scheduler = self.scheduler
         oldest = (scheduler.running or list(scheduler.waiting))[:1]
         running = list(scheduler.running)
+        waiting = set(scheduler.waiting)
         scheduled = scheduler.schedule()
+        self.seen["preempted"] += len(set(scheduler.waiting) - waiting)
+        self.seen["shared"] += sum(count > 1 for count in self.pool.ref_counts)
+        self.seen["found again"] += sum(q.num_computed > 0 for q in waiting & set(scheduler.running))
         assert scheduled.num_tokens <= scheduler.max_num_batched_tokens
         assert len(scheduler.running) <= scheduler.max_num_seqs
         assert all(item.num_tokens > 0 for item in scheduled.work)
@@ -208,6 +217,14 @@ def serving(max_examples):
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
+
+        def runTest(self):
+            Serving.seen.clear()
+            super().runTest()
+            print(dict(Serving.seen))
+            assert min(Serving.seen[what] for what in ("preempted", "shared", "found again")) > max_examples, (
+                Serving.seen
+            )
 
     return Case
 
