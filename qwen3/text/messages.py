@@ -48,7 +48,10 @@ def normalize(messages: Any, template_strings: Container[str]) -> list[dict]:
 
 def _message(message: Any, name: str, template_strings: Container[str]) -> dict:
     if callable(getattr(message, "model_dump", None)):  # as OpenAI's client returns them
-        message = message.model_dump()
+        try:
+            message = message.model_dump()
+        except Exception as error:  # any object has come here
+            raise Qwen3Error(f"{name} cannot be read as a message: {one_line(error)}") from None
     if not isinstance(message, dict):
         raise Qwen3Error(f"{name} is a {type(message).__name__}, a dict with role and content is needed")
     message = {key: value for key, value in plain(name, message).items() if value is not None}

@@ -17,12 +17,13 @@ from .sandbox import Compiled, Sandbox
 _OPTIONS: dict[str, tuple] = {
     "chat_template": (None,),
     "max_length": (None,),
-    "padding": (False, None),
+    "padding": (False,),
     "return_assistant_tokens_mask": (False,),
     "return_dict": (False,),
     "return_tensors": (None,),
+    "sanitize_control_tokens": (False,),
     "tokenizer_kwargs": (None,),
-    "truncation": (False, None),
+    "truncation": (False,),
 }
 _TAIL = "end"
 
@@ -132,17 +133,17 @@ class ChatTemplate:
 
     def _check_variables(self, variables: dict[str, Any], read: frozenset[str], tokenize: bool) -> None:
         """Refuses a variable that the template does not read, and an option of transformers that is not done here."""
+        done = _OPTIONS | {"tokenize": (tokenize,)}
         for name, value in list(variables.items()):
-            if name in read and name not in ("messages", "tools", "add_generation_prompt"):
+            if value is None:  # not said
+                del variables[name]
+            elif name in read and name not in ("messages", "tools", "add_generation_prompt"):
                 if name == "enable_thinking":
                     flag(value, name)
-                continue
-            done = (*_OPTIONS.get(name, ()), *((tokenize,) if name == "tokenize" else ()))
-            if any(value is neutral for neutral in done):
+            elif name in done:
+                if not any(value is neutral for neutral in done[name]):
+                    raise Qwen3Error(f"{name} is {brief(value)}: only {done[name][0]} is done here")
                 del variables[name]
-            elif name in _OPTIONS or name == "tokenize":
-                wanted = " or ".join(map(str, done))
-                raise Qwen3Error(f"{name} is {brief(value)}: only {wanted} is supported here")
             elif name == "enable_thinking":
                 raise Qwen3Error(
                     f"{self._source}: the chat template has no switch for thinking: leave out enable_thinking"
@@ -158,7 +159,7 @@ class ChatTemplate:
 def _adds_prompt(add_generation_prompt: Any, continue_final_message: Any) -> bool:
     if add_generation_prompt is not None:
         flag(add_generation_prompt, "add_generation_prompt")
-    if not isinstance(continue_final_message, str):
+    if not isinstance(continue_final_message, str) or not continue_final_message:
         flag(continue_final_message, "continue_final_message")
     if continue_final_message and add_generation_prompt:
         raise Qwen3Error("add_generation_prompt opens a new message, continue_final_message the last: give one of them")

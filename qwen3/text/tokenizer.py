@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from ..config.files import is_there, read_text
-from ..config.values import flag, token_ids
+from ..config.values import flag, token_ids, whole
 from ..config.values import text as checked_text
 from ..errors import Qwen3Error, brief, one_line
 from .template import ChatTemplate
@@ -150,6 +150,8 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int, skip_special_tokens: bool = False) -> bytes:
         """Returns the bytes of one id; a character may need several tokens."""
+        if type(token_id) is not int or not 0 <= token_id < 2**31:
+            token_id = whole(token_id, "token_id", 0)
         if (added := self._added.get(token_id)) is not None:  # stored as plain text, whatever letters it has
             return b"" if skip_special_tokens and token_id in self._special else added
         token = self._backend.id_to_token(token_id) or ""

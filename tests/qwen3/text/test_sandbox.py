@@ -6,8 +6,8 @@ from qwen3.errors import Qwen3Error
 from qwen3.text.sandbox import Sandbox
 from qwen3.text.template import ChatTemplate
 
-from .folders import one_line
-from .test_messages import HI, QWEN3, render
+from .folders import QWEN3, one_line
+from .test_messages import HI, render
 
 NINES = "range(99999)"
 GROW = "{% set n = namespace(x='ab', l=[1], d=9) %}{% for i in range(60) %}"

@@ -202,6 +202,7 @@ def test_every_argument_refuses_wrong_types(tmp_path, value):
     calls = [
         lambda: tokenizer.encode(value),
         lambda: tokenizer.token_to_id(value),
+        lambda: tokenizer.token_bytes(value if value != 1 or value is True else -1),
         lambda: tokenizer.apply_chat_template(value),
         lambda: tokenizer.encode_chat(hi, continue_final_message=value if value is not True else 1),
     ]
