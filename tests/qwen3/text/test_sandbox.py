@@ -72,7 +72,7 @@ COSTLY = {
     "searches by a method": "{% set x = 'a' * 999999 %}{% for i in range(9999) %}{% set y = x.find('b') %}{% endfor %}",
     "filters": "{% for i in range(9999) %}{% set x = range(20000) | sort %}{% endfor %}",
     "escapes": "{% autoescape true %}{{ '<' * 9999999 }}{{ '<' * 9999999 }}{{ '<' * 9999999 }}{% endautoescape %}",
-    "too long": "x" * 1_000_001,
+    "too long": "x" * 100_001,
 }
 
 
@@ -132,6 +132,19 @@ def test_a_long_conversation_is_not_too_much():
     turn = [HI | {"content": "x" * 30}, {"role": "assistant", "content": "<think>\na\n</think>\n\nok"}]
     assert len(render(turn * 500 + [HI], QWEN3)) > 30_000
     assert len(render([HI | {"content": "x" * 2_000_000}], QWEN3)) > 2_000_000
+
+
+def test_looking_for_what_is_lost_is_bounded_too():
+    """A template that is cheap with the conversation and costly with anything else in its place."""
+    from qwen3.text.sandbox import Budget
+
+    other = "{% if messages | map(attribute='content') | list != ['Hi'] * (messages | length) %}"
+    bomb = other + COSTLY["searches by a method"]
+    budgets, make = [], Budget.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Budget, "__init__", lambda *arguments: (budgets.append(1), make(*arguments))[1])
+        text = render([HI] * 200, bomb + "{% endif %}{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    assert text == "HI" * 200 and len(budgets) < 12
 
 
 def test_one_template_renders_in_many_threads():
