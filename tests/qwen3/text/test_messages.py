@@ -186,6 +186,11 @@ def test_tools_that_would_be_lost_are_refused():
     assert render([HI], "{{ messages[0].content }}", tools=[]) == "Hi"
 
 
+def test_a_call_that_is_shown_by_its_arguments():
+    template = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }}"
+    assert render([HI, call({"a": 1})], template + "{% endfor %}{% endfor %}") == "Hi1"
+
+
 def test_texts_that_are_repeated_stripped_or_changed_are_not_lost():
     assert render([HI, HI, OK, OK], "{% for m in messages %}{{ m.content }}{% endfor %}") == "HiHiokok"
     assert render([HI | {"content": " Hi \n"}], "{{ messages[0].content | trim }}") == "Hi"
