@@ -12,8 +12,8 @@ ROLES = ("system", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # Keys that say nothing to the model; templates need not read them.
 SILENT_KEYS = frozenset((
-    "annotations", "audio", "created", "created_at", "finish_reason", "id", "index", "logprobs", "name", "object", "status",
-    "stop_reason", "timestamp", "tool_call_id", "train", "type", "weight",
+    "annotations", "audio", "created", "created_at", "finish_reason", "id", "index", "logprobs", "name", "object",
+    "status", "stop_reason", "timestamp", "tool_call_id", "train", "type", "weight",
 ))  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
