@@ -26,7 +26,7 @@ from ..errors import Qwen3Error
 _UNITS, _UNITS_PER_CHARACTER = 10_000_000, 100
 # What an iteration, a call or a filter costs beside the characters that it touches.
 _STEP = 100
-_MAX_TEMPLATE = 1_000_000
+_MAX_TEMPLATE = 100_000
 # Widths, indents and counts that a template may name, and the digits of its numbers.
 _MAX_WIDTH, _MAX_DIGITS = 100_000, 10_000
 # fmt: off
@@ -58,7 +58,7 @@ class Budget:
     def __init__(self, values: dict[str, Any], further: int) -> None:
         # By id, with the value itself, so that no other one gets its id.
         self._sizes: dict[int, tuple[Any, int]] = {}
-        self.left = _UNITS + _UNITS_PER_CHARACTER * self.size(values) + further
+        self.total = self.left = _UNITS + _UNITS_PER_CHARACTER * self.size(values) + further
 
     def charge(self, units: int) -> None:
         self.left -= units
@@ -176,11 +176,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         tree = self.parse(source)
         strings = {part.value for part in tree.find_all(nodes.Const) if isinstance(part.value, str)}
         variables = frozenset(meta.find_undeclared_variables(tree))
-        return Compiled(self.from_string(source), variables, frozenset(strings), len(source))
+        return Compiled(self.from_string(tree), variables, frozenset(strings), len(source))
 
-    def run(self, template: Compiled, values: dict[str, Any], now: datetime) -> str:
-        """Renders within a budget that goes by the size of the values; `now` is the time that the template sees."""
-        budget = Budget(values, len(values["messages"]) * (5000 + 5 * min(template.length, 20_000)))
+    def budget(self, template: Compiled, values: dict[str, Any]) -> Budget:
+        """What rendering may cost: it goes by the size of the values, and by the length of the template."""
+        return Budget(values, len(values["messages"]) * (5000 + 5 * min(template.length, 20_000)))
+
+    def run(self, template: Compiled, values: dict[str, Any], budget: Budget, now: datetime) -> str:
+        """Renders; `now` is the time that the template sees."""
         helpers = {_BUDGET: budget, "strftime_now": lambda pattern: now.strftime(pattern)}
         return template.template.render(values | helpers)
 

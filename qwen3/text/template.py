@@ -17,14 +17,17 @@ from .sandbox import Compiled, Sandbox
 _OPTIONS: dict[str, tuple] = {
     "chat_template": (None,),
     "max_length": (None,),
-    "padding": (False, None),
+    "padding": (False,),
     "return_assistant_tokens_mask": (False,),
     "return_dict": (False,),
     "return_tensors": (None,),
+    "sanitize_control_tokens": (False,),
     "tokenizer_kwargs": (None,),
-    "truncation": (False, None),
+    "truncation": (False,),
 }
 _TAIL = "end"
+# How many times what one rendering may cost is spent on looking for what is lost.
+_CHECKS = 5
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,26 @@ class _Prompt:
     tools: list[dict] | None
     variables: dict[str, Any]
     add_generation_prompt: bool
+
+
+class _Runs:
+    """Renders what one call needs, all at one time of day, and counts what that costs.
+
+    budgets: how many times the budget of a rendering was spent.
+    """
+
+    def __init__(self, sandbox: Sandbox, template: Compiled, named_tokens: dict[str, str]) -> None:
+        self._sandbox, self._template, self._named_tokens = sandbox, template, named_tokens
+        self._now, self.budgets = datetime.now(), 0.0
+
+    def __call__(self, prompt: _Prompt) -> str:
+        values = {**self._named_tokens, "documents": None, **prompt.variables, "messages": prompt.messages}
+        values |= {"tools": prompt.tools, "add_generation_prompt": prompt.add_generation_prompt}
+        budget = self._sandbox.budget(self._template, values)
+        try:
+            return self._sandbox.run(self._template, values, budget, self._now)
+        finally:
+            self.budgets += 1 - budget.left / budget.total
 
 
 class ChatTemplate:
@@ -71,14 +94,7 @@ class ChatTemplate:
             normalize(messages, template.strings), tool_schemas(tools), plain("a template variable", variables), adds
         )
 
-        now = datetime.now()
-
-        def run(prompt: _Prompt) -> str:
-            values = {**self._named_tokens, "documents": None, **prompt.variables, "messages": prompt.messages}
-            values |= {"tools": prompt.tools, "add_generation_prompt": prompt.add_generation_prompt}
-            return self._sandbox.run(template, values, now)
-
-        marker = _marker(prompt)
+        run, marker = _Runs(self._sandbox, template, self._named_tokens), _marker(prompt)
         try:
             prompt = replace(prompt, messages=_join_parts(run, prompt, marker, joined=protect is not None))
             text = run(prompt)
@@ -132,17 +148,17 @@ class ChatTemplate:
 
     def _check_variables(self, variables: dict[str, Any], read: frozenset[str], tokenize: bool) -> None:
         """Refuses a variable that the template does not read, and an option of transformers that is not done here."""
+        done = _OPTIONS | {"tokenize": (tokenize,)}
         for name, value in list(variables.items()):
-            if name in read and name not in ("messages", "tools", "add_generation_prompt"):
+            if value is None:  # not said
+                del variables[name]
+            elif name in read and name not in ("messages", "tools", "add_generation_prompt"):
                 if name == "enable_thinking":
                     flag(value, name)
-                continue
-            done = (*_OPTIONS.get(name, ()), *((tokenize,) if name == "tokenize" else ()))
-            if any(value is neutral for neutral in done):
+            elif name in done:
+                if not any(value is neutral for neutral in done[name]):
+                    raise Qwen3Error(f"{name} is {brief(value)}: only {done[name][0]} is done here")
                 del variables[name]
-            elif name in _OPTIONS or name == "tokenize":
-                wanted = " or ".join(map(str, done))
-                raise Qwen3Error(f"{name} is {brief(value)}: only {wanted} is supported here")
             elif name == "enable_thinking":
                 raise Qwen3Error(
                     f"{self._source}: the chat template has no switch for thinking: leave out enable_thinking"
@@ -173,7 +189,7 @@ def _marker(prompt: _Prompt) -> str:
     return marker
 
 
-def _join_parts(run: Callable[[_Prompt], str], prompt: _Prompt, marker: str, joined: bool) -> list[dict]:
+def _join_parts(run: _Runs, prompt: _Prompt, marker: str, joined: bool) -> list[dict]:
     """Returns messages whose lists of texts are joined by line ends, unless the template goes through such lists.
 
     It does if each text reaches the prompt, and a key that templates do not know does not: then it prints the list.
@@ -203,7 +219,7 @@ def _join_parts(run: Callable[[_Prompt], str], prompt: _Prompt, marker: str, joi
     return [typed(i, message, False) for i, message in enumerate(prompt.messages)]
 
 
-def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, marker: str) -> None:
+def _require_shown(run: _Runs, prompt: _Prompt, text: str, marker: str) -> None:
     """Raises Qwen3Error for the first thing that does not reach the prompt: a message's text, a call, a key, a tool.
 
     All are replaced by markers in one rendering; what is not found there is replaced alone, and is lost if the text
@@ -219,7 +235,7 @@ def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, ma
     text_of_marks = _rendered(run, replace(prompt, messages=marked, tools=tools)) or ""
     seen = set(map(int, re.findall(rf"{marker}(\d+){_TAIL}", text_of_marks)))
     for number, (i, name, change) in enumerate(changes):
-        if number in seen:
+        if number in seen or run.budgets > _CHECKS:
             continue
         alone = [message | change if i == j else message for j, message in enumerate(prompt.messages)]
         if _rendered(run, replace(prompt, messages=alone)) == text:
@@ -237,7 +253,7 @@ def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, ma
 _WHAT = {"content": "the text", "tool_calls": "the tool call"}
 
 
-def _rendered(run: Callable[[_Prompt], str], prompt: _Prompt) -> str | None:
+def _rendered(run: _Runs, prompt: _Prompt) -> str | None:
     try:
         return run(prompt)
     except Exception:  # markers are not what the template expects

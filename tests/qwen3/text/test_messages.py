@@ -1,16 +1,13 @@
 """Messages as clients write them: what is taken, what a template gets, and what is refused because it would be lost."""
 
-from pathlib import Path
-
 import pytest
 
 from qwen3.errors import Qwen3Error
 from qwen3.text.template import ChatTemplate
 from qwen3.text.tokenizer import Tokenizer
 
-from .folders import auto_tokenizer, one_line, write_folder
+from .folders import QWEN3, auto_tokenizer, one_line, write_folder
 
-QWEN3 = (Path(__file__).parent / "qwen3_chat_template.jinja").read_text(encoding="utf-8")
 # Prints everything: roles, texts, tool calls, tools.
 ALL = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}"
@@ -92,6 +89,7 @@ def test_messages_as_clients_write_them(message, text):
         ({"role": "assistant", "content": None, "tool_calls": []}, "messages[1] has no content"),
         ({"role": "user", "content": "\ud800"}, "messages[1] holds a lone surrogate"),
         ({"role": "user", "content": {1, 2}}, "messages[1] can hold JSON values only"),
+        (Dumped, "messages[1] cannot be read as a message: TypeError"),
     ],
     ids=str,
 )
@@ -188,6 +186,11 @@ def test_tools_that_would_be_lost_are_refused():
     assert render([HI], "{{ messages[0].content }}", tools=[]) == "Hi"
 
 
+def test_a_call_that_is_shown_by_its_arguments():
+    template = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }}"
+    assert render([HI, call({"a": 1})], template + "{% endfor %}{% endfor %}") == "Hi1"
+
+
 def test_texts_that_are_repeated_stripped_or_changed_are_not_lost():
     assert render([HI, HI, OK, OK], "{% for m in messages %}{{ m.content }}{% endfor %}") == "HiHiokok"
     assert render([HI | {"content": " Hi \n"}], "{{ messages[0].content | trim }}") == "Hi"
@@ -239,6 +242,8 @@ def test_variables_that_change_nothing_are_refused(template, variables, said):
 def test_variables_that_the_template_reads_are_taken():
     assert render([HI], SWITCH, add_generation_prompt=True, enable_thinking=False, mood="é") == "Hi<no>é"
     assert render([HI], SWITCH, add_generation_prompt=True, enable_thinking=True) == "Hi"
+    assert render([HI], SWITCH, add_generation_prompt=True, enable_thinking=None, mood=None) == "Hi", "not said"
+    assert render([HI], "{{ messages[0].content }}", enable_thinking=None, documents=None) == "Hi"
     later = "{{ messages[0].content }}{% set mood = mood | default('good') %}{{ mood }}"
     assert render([HI], later, mood="bad") == "Hibad" and render([HI], later) == "Higood"
 
@@ -246,7 +251,8 @@ def test_variables_that_the_template_reads_are_taken():
 OPTIONS = {
     "tokenize": (False, True), "return_dict": (False, True), "padding": (False, True), "truncation": (False, "longest"),
     "max_length": (None, 5), "return_tensors": (None, "pt"), "chat_template": (None, "x"),
-    "tokenizer_kwargs": (None, {}), "return_assistant_tokens_mask": (False, True),
+    "tokenizer_kwargs": (None, {}), "sanitize_control_tokens": (False, True),
+    "return_assistant_tokens_mask": (False, True),
 }  # fmt: skip
 
 
@@ -300,6 +306,7 @@ def test_reasoning_is_continued():
     [
         (CONTINUED, {"add_generation_prompt": True}, "give one of them"),
         (CONTINUED, {"continue_final_message": 1}, "continue_final_message is 1"),
+        (CONTINUED, {"continue_final_message": ""}, "continue_final_message is ''"),
         (CONTINUED, {"continue_final_message": "reasoning"}, "the last message has no 'reasoning' to continue"),
         ([HI, call({})], {}, "ends with tool calls"),
     ],

@@ -6,79 +6,81 @@ from qwen3.errors import Qwen3Error
 from qwen3.text.sandbox import Sandbox
 from qwen3.text.template import ChatTemplate
 
-from .folders import one_line
-from .test_messages import HI, QWEN3, render
+from .folders import QWEN3, one_line
+from .test_messages import HI, render
 
-NINES = "range(99999)"
-GROW = "{% set n = namespace(x='ab', l=[1], d=9) %}{% for i in range(60) %}"
+GROW = "{% set n = namespace(x='ab', l=[1], d=9) %}{% for i in range(26) %}"
+LISTS = GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}"
+# Without a bound each takes seconds or hundreds of megabytes, and not more: a bound that is lost is seen, not suffered.
 COSTLY = {
-    "loops": f"{{% for i in {NINES} %}}{{% for j in {NINES} %}}{{% endfor %}}{{% endfor %}}",
-    "loops that skip": f"{{% for i in {NINES} %}}{{% for j in {NINES} if false %}}{{% endfor %}}{{% endfor %}}",
-    "long text in a loop": f"{{% for i in {NINES} %}}{'y' * 9999}{{% endfor %}}",
-    "recursive loop": f"{{% for i in {NINES} recursive %}}{{{{ loop({NINES}) }}}}{{% endfor %}}",
-    "recursive loop in layers": "{% for i in [1] recursive %}{% if loop.depth < 4 %}{{ loop(range(9999)) }}{% endif %}"
+    "loops": "{% for i in range(99999) %}{% for j in range(999) %}{% endfor %}{% endfor %}",
+    "loops that skip": "{% for i in range(9999) %}{% for j in range(9999) if false %}{% endfor %}{% endfor %}",
+    "long text in a loop": f"{{% for i in range(9999) %}}{'y' * 9999}{{% endfor %}}",
+    "recursive loop": "{% for i in range(99999) recursive %}{{ loop(range(99999)) }}{% endfor %}",
+    "recursive loop in layers": "{% for i in [1] recursive %}{% if loop.depth < 4 %}{{ loop(range(199)) }}{% endif %}"
     "{% endfor %}",
-    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(17) }}",
     "doubled by +": GROW + "{% set n.x = n.x + n.x %}{% endfor %}",
     "doubled by ~": GROW + "{% set n.x = n.x ~ n.x %}{% endfor %}",
     "doubled by a block": GROW + "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
     "doubled by join": GROW + "{% set n.x = [n.x, n.x] | join %}{% endfor %}",
     "doubled by a macro": "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}" + GROW + "{% set n.x = f(n.x) %}{% endfor %}",
-    "squared": GROW + "{% set n.d = n.d * n.d %}{% endfor %}",
-    "power": "{{ 9 ** 99999999 }}",
-    "power of a power": "{{ (9 ** 999) ** 99 }}",
-    "repeated text": "{{ 'a' * 10 ** 10 }}",
-    "repeated constant": "{{ 'a' * 10000000000 }}",
-    "repeated from the right": "{{ 10 ** 10 * 'a' }}",
-    "repeated list": "{{ [1] * 10 ** 10 }}",
-    "repeated bytes": "{{ 'a'.encode() * 10 ** 10 }}",
-    "lists of lists, printed": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l }}",
-    "lists of lists, as JSON": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l | tojson }}",
-    "lists of lists, joined": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ ','.join([n.l]) }}",
-    "lists of lists, ~": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{% set x = n.l ~ '' %}",
-    "lists of lists, formatted": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ '%s' % [n.l] }}",
-    "lists of lists, compared": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l == [n.l] }}",
-    "lists of lists, tested": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l is eq([n.l]) }}",
-    "lists of lists, as a key": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ {}[n.l] + 1 }}",
-    "lists of lists, text": GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}{{ n.l | string | length }}",
+    "squared": GROW + "{% set n.d = n.d * n.d if n.d < 9 ** 9999 else n.d %}{% endfor %}",
+    "squared further": "{% set x = 9 ** 4999 %}{% set x = x * x %}{% set x = x * x %}",
+    "power": "{{ 9 ** 99999 > 1 }}",
+    "power of a power": "{{ (9 ** 999) ** 99 > 1 }}",
+    "repeated text": "{{ 'a' * 10 ** 8 }}",
+    "repeated constant": "{{ 'a' * 100000000 }}",
+    "repeated from the right": "{{ 10 ** 8 * 'a' }}",
+    "repeated list": "{{ ([1] * 10 ** 7) | length }}",
+    "repeated bytes": "{{ ('a'.encode() * 10 ** 8) | length }}",
+    "lists of lists, printed": LISTS + "{{ n.l }}",
+    "lists of lists, as JSON": LISTS + "{{ n.l | tojson }}",
+    "lists of lists, joined": LISTS + "{{ ','.join([n.l]) }}",
+    "lists of lists, ~": LISTS + "{% set x = n.l ~ '' %}",
+    "lists of lists, formatted": LISTS + "{{ '%s' % [n.l] }}",
+    "lists of lists, compared": LISTS + "{{ n.l == [n.l] }}",
+    "lists of lists, tested": LISTS + "{{ n.l is eq([n.l]) }}",
+    "lists of lists, as a key": LISTS + "{{ {}[n.l] + 1 }}",
+    "lists of lists, text": LISTS + "{{ n.l | string | length }}",
     "lists in objects": GROW + "{% set n.l = {'a': n.l, 'b': n.l} %}{% endfor %}{{ n.l.values() }}",
-    "format %": "{{ '%9999999999d' % 1 }}",
-    "format % of a width": "{{ '%*d' % (10 ** 10, 1) }}",
-    "format filter": "{{ '%9999999999d' | format(1) }}",
-    "format method": "{{ '{:9999999999}'.format(1) }}",
-    "format of a width": "{{ '{:{}}'.format(1, 10 ** 10) }}",
-    "format by another way": "{{ ('{:9999999999}' | attr('format'))(1) }}",
-    "format_map": "{{ '{a:9999999999}'.format_map({'a': 1}) }}",
-    "center": "{{ 'a' | center(10 ** 9) }}",
-    "zfill": "{{ 'a'.zfill(10 ** 9) }}",
-    "ljust": "{{ 'a'.ljust(10 ** 9) }}",
-    "expandtabs": "{{ ('\t' * 99999).expandtabs(99999) }}",
-    "to_bytes": "{{ (1).to_bytes(10 ** 9, 'big') }}",
-    "slice": "{{ [1] | slice(10 ** 9) | list }}",
-    "batch": "{{ [1] | batch(10 ** 9, 'x') | list }}",
-    "round": "{{ 1.5 | round(10 ** 9) }}",
-    "indent": "{{ ('a\n' * 99999) | indent(99999) }}",
-    "indent of JSON": f"{{{{ {NINES} | list | tojson(indent=99999) }}}}",
-    "wordwrap": "{{ ('a ' * 99999) | wordwrap(1, wrapstring='b' * 99999) }}",
-    "replace": "{% set x = 'a' * 9999 %}{{ x.replace('a', x).replace('a', x) | length }}",
-    "replace filter": "{% set x = 'a' * 9999 %}{{ x | replace('a', x) | replace('a', x) | length }}",
-    "join": "{{ range(20000) | map('string') | join('a' * 1000000) }}",
-    "join method": "{{ ('a' * 1000000).join(range(20000) | map('string')) }}",
-    "center of each": f"{{{{ {NINES} | map('string') | map('center', 99999) | join }}}}",
-    "translate": "{{ ('a' * 99999).translate({97: 'b' * 99999}) }}",
-    "sum of lists": "{{ (([[1]] * 99999) | sum(start=[])) | length }}",
-    "slices": f"{{% set x = 'a' * 9999999 %}}{{% for i in {NINES} %}}{{% set y = x[1:] %}}{{% endfor %}}",
-    "searches": f"{{% set x = 'a' * 9999999 %}}{{% for i in {NINES} %}}{{% set y = 'b' in x %}}{{% endfor %}}",
-    "searches by a method": "{% set x = 'a' * 999999 %}{% for i in range(9999) %}{% set y = x.find('b') %}{% endfor %}",
-    "filters": "{% for i in range(9999) %}{% set x = range(20000) | sort %}{% endfor %}",
+    "format %": "{{ '%99999999d' % 1 }}",
+    "format % of a width": "{{ '%*d' % (10 ** 8, 1) }}",
+    "format filter": "{{ '%99999999d' | format(1) }}",
+    "format method": "{{ '{:99999999}'.format(1) }}",
+    "format of a width": "{{ '{:{}}'.format(1, 10 ** 8) }}",
+    "format by another way": "{{ ('{:99999999}' | attr('format'))(1) }}",
+    "format_map": "{{ '{a:99999999}'.format_map({'a': 1}) }}",
+    "center": "{{ 'a' | center(10 ** 8) }}",
+    "zfill": "{{ 'a'.zfill(10 ** 8) }}",
+    "ljust": "{{ 'a'.ljust(10 ** 8) }}",
+    "expandtabs": "{{ ('\t' * 9999).expandtabs(9999) }}",
+    "to_bytes": "{{ (1).to_bytes(10 ** 8, 'big') | length }}",
+    "slice": "{{ [1] | slice(10 ** 7) | list | length }}",
+    "batch": "{{ [1] | batch(10 ** 7, 'x') | list | length }}",
+    "round": "{{ 1.5 | round(10 ** 6) }}",
+    "indent": "{{ ('a\n' * 9999) | indent(9999) }}",
+    "indent of JSON": "{{ range(9999) | list | tojson(indent=9999) }}",
+    "wordwrap": "{{ ('a ' * 9999) | wordwrap(1, wrapstring='b' * 9999) }}",
+    "replace": "{% set x = 'a' * 9999 %}{{ x.replace('a', x) | length }}",
+    "replace filter": "{% set x = 'a' * 9999 %}{{ x | replace('a', x) | length }}",
+    "join": "{{ range(2000) | map('string') | join('a' * 99999) }}",
+    "join method": "{{ ('a' * 99999).join(range(2000) | map('string')) }}",
+    "center of each": "{{ range(9999) | map('string') | map('center', 9999) | join }}",
+    "translate": "{{ ('a' * 9999).translate({97: 'b' * 9999}) }}",
+    "sum of lists": "{{ (([[1]] * 29999) | sum(start=[])) | length }}",
+    "slices": "{% set x = 'a' * 999999 %}{% for i in range(999) %}{% set y = x[1:] %}{% endfor %}",
+    "searches": "{% set x = 'a' * 999999 %}{% for i in range(999) %}{% set y = 'b' in x %}{% endfor %}",
+    "equal texts": "{% set x = 'a' * 999999 %}{% for i in range(999) %}{% if x == x ~ '' %}{% endif %}{% endfor %}",
+    "searches by a method": "{% set x = 'a' * 999999 %}{% for i in range(999) %}{% set y = x.find('b') %}{% endfor %}",
+    "filters": "{% for i in range(99) %}{% set x = range(20000) | sort %}{% endfor %}",
     "escapes": "{% autoescape true %}{{ '<' * 9999999 }}{{ '<' * 9999999 }}{{ '<' * 9999999 }}{% endautoescape %}",
-    "too long": "x" * 1_000_001,
+    "too long": "x" * 100_001,
 }
 
 
 @pytest.mark.parametrize("name", COSTLY)
 def test_what_takes_too_long_or_grows_too_large_is_refused(name):
-    """Unbounded, each takes minutes or gigabytes."""
     message = one_line(lambda: render([HI], "{{ messages[0].content }}" + COSTLY[name]))
     assert "cannot render these messages" in message and "Error" not in message
 
@@ -100,6 +102,10 @@ def test_nothing_of_python_is_reached(template):
     except Qwen3Error as error:
         text = str(error).replace("m: the chat template cannot render these messages", "Hi")[:2]
     assert text == "Hi", "an attribute that is not reached has no text"
+
+
+def test_lipsum_is_gone():
+    assert "'lipsum' is undefined" in one_line(lambda: render([HI], "{{ messages[0].content }}{{ lipsum() }}"))
 
 
 ORDINARY = {
@@ -132,6 +138,19 @@ def test_a_long_conversation_is_not_too_much():
     turn = [HI | {"content": "x" * 30}, {"role": "assistant", "content": "<think>\na\n</think>\n\nok"}]
     assert len(render(turn * 500 + [HI], QWEN3)) > 30_000
     assert len(render([HI | {"content": "x" * 2_000_000}], QWEN3)) > 2_000_000
+
+
+def test_looking_for_what_is_lost_is_bounded_too():
+    """A template that is cheap with the conversation and costly with anything else in its place."""
+    from qwen3.text.sandbox import Budget
+
+    other = "{% if messages | map(attribute='content') | list != ['Hi'] * (messages | length) %}"
+    bomb = other + COSTLY["searches by a method"]
+    budgets, make = [], Budget.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Budget, "__init__", lambda *arguments: (budgets.append(1), make(*arguments))[1])
+        text = render([HI] * 200, bomb + "{% endif %}{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    assert text == "HI" * 200 and len(budgets) < 12
 
 
 def test_one_template_renders_in_many_threads():

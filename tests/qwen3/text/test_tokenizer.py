@@ -109,6 +109,13 @@ def test_post_processor_adds_tokens_but_nothing_truncates_or_pads(folder_with_ex
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the quick brown fox"
 
 
+def test_a_chat_gets_no_second_beginning(folder_with_extras):
+    (folder_with_extras / "chat_template.jinja").write_text("<s>{{ messages[0].content }}")
+    tokenizer = Tokenizer.from_folder(folder_with_extras)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "the fox"}])
+    assert ids == tokenizer.encode("the fox") and ids.count(tokenizer.token_to_id("<s>")) == 1
+
+
 def test_post_processor_like_transformers(folder_with_extras):
     ours, theirs = Tokenizer.from_folder(folder_with_extras), auto_tokenizer(folder_with_extras)
     for text in TEXTS.values():
@@ -202,6 +209,7 @@ def test_every_argument_refuses_wrong_types(tmp_path, value):
     calls = [
         lambda: tokenizer.encode(value),
         lambda: tokenizer.token_to_id(value),
+        lambda: tokenizer.token_bytes(value if value != 1 or value is True else -1),
         lambda: tokenizer.apply_chat_template(value),
         lambda: tokenizer.encode_chat(hi, continue_final_message=value if value is not True else 1),
     ]

@@ -54,6 +54,14 @@ def test_keys_that_would_change_ids_are_refused(tmp_path, key, value):
         Tokenizer.from_folder(write_folder(tmp_path, {key: neutral}))
 
 
+def test_prefix_space(tmp_path):
+    """With it, transformers' class for Qwen3 puts a space before every text."""
+    folder = write_folder(tmp_path, {"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": True})
+    assert auto_tokenizer(folder).encode("a") != auto_tokenizer(write_folder(tmp_path, {})).encode("a")
+    folder = write_folder(tmp_path, {"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": True})
+    assert "add_prefix_space is True" in one_line(lambda: Tokenizer.from_folder(folder))
+
+
 def test_every_key_that_transformers_reads_has_a_rule():
     transformers = pytest.importorskip("transformers")
     base = transformers.PreTrainedTokenizerBase
