@@ -32,6 +32,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {shown(message)}: see `{self.prog} --help`\n")
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            return self._get_value(action, "--")  # argparse takes it for the mark, and the value for an empty list
+        return super()._get_values(action, arg_strings)
+
     def _checked(self, words: list[str]) -> list[str]:
         """Returns the words with each option as it was added; the words after a command are the command's."""
         for i, word in enumerate(words):
