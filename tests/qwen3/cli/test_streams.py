@@ -111,11 +111,23 @@ def test_without_stderr_the_exit_code_is_the_same(monkeypatch, stderr):
     assert with_streams(monkeypatch, answer, stdout=out, stderr=stderr) == 0 and out.getvalue().strip()
 
 
+def test_a_closed_stream_can_be_looked_at():
+    """As libraries do that want to know what they write to."""
+    for stream in (streams.Output(None), streams.Messages(None)):
+        assert stream.encoding == "utf-8" and not stream.isatty() and not hasattr(stream, "buffer")
+        with pytest.raises((OSError, ValueError)):
+            stream.fileno()
+    text = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for stream in (streams.Output(text), streams.Messages(text)):
+        assert stream.encoding == "ascii" and stream.buffer is text.buffer
+
+
 def test_a_closed_stdout_is_seen_before_the_model_is_loaded(monkeypatch):
     from qwen3.cli import model
 
     monkeypatch.setattr(model, "LLM", lambda *arguments, **options: pytest.fail("the model was loaded"))
-    for arguments in (["generate", "--prompt", "x"], ["chat"]):
+    batch = ["generate", "--prompts-file", "in.jsonl"]
+    for arguments in (["generate", "--prompt", "x"], ["chat"], batch, [*batch, "--output", "-"]):
         assert with_streams(monkeypatch, [*arguments, "-m", "tiny"], stdout=None) == 2
 
 
