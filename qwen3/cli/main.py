@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         except OSError as error:
             return _failed(f"the system refused something: {one_line(error)}")
+        except ImportError as error:
+            return _failed(f"a module cannot be imported ({one_line(error)}): install qwen3-triton again")
         except MemoryError:
             return _failed("out of memory: use a smaller model, a shorter context or fewer prompts")
 

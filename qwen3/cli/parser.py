@@ -57,12 +57,13 @@ class Parser(argparse.ArgumentParser):
                 words[i] = spelled + equals + value
             # Argparse takes a beginning of a name that fits one name only.
             elif not (name.startswith("--") and any(option.startswith(name) for option in known)):
-                self._unknown("option", name, [option for option in known if option.startswith("--")])
+                place = " before the command" if self._command_names else ""
+                self._unknown("option", name, [option for option in known if option.startswith("--")], place)
         return words
 
-    def _unknown(self, kind: str, word: str, names: list[str]) -> NoReturn:
+    def _unknown(self, kind: str, word: str, names: list[str], place: str = "") -> NoReturn:
         close = get_close_matches(word.replace("_", "-"), names, n=1)
-        self.error(f"there is no {kind} {brief(word)}{f', did you mean {close[0]}?' if close else ''}")
+        self.error(f"there is no {kind} {brief(word)}{place}{f', did you mean {close[0]}?' if close else ''}")
 
 
 def _is_option(word: str) -> bool:

@@ -18,6 +18,10 @@ _ON_A_TERMINAL = {i: shown for i, shown in _VISIBLE.items() if chr(i) not in "\n
 _IN_MESSAGES = {i: shown for i, shown in _ON_A_TERMINAL.items() if chr(i) != "\r"}
 
 
+class StreamError(Qwen3Error):
+    """stdout cannot be written: nothing that a command could go on with."""
+
+
 def _attribute(stream: TextIO | None, name: str) -> Any:
     """What a library asks of a stream beside writing; a closed one has an encoding, for those who look at it."""
     if stream is None and name == "encoding":
@@ -51,7 +55,7 @@ class Output:
 
     def require(self) -> None:
         if self._stream is None:
-            raise Qwen3Error("stdout is closed: nothing can be written there")
+            raise StreamError("stdout is closed: nothing can be written there")
 
     def write(self, text: str) -> int:
         with self._errors():
@@ -81,7 +85,7 @@ class Output:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise Qwen3Error(f"stdout cannot be written ({error.strerror})") from None
+            raise StreamError(f"stdout cannot be written ({error.strerror})") from None
 
 
 class Messages:

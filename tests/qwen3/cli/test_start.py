@@ -18,6 +18,7 @@ MISTAKES = [
     ("generate x --no-thinkin=", "--no-thinking"),
     ("generate x -q", "there is no option '-q'"),
     ("chat --top_q 1", "did you mean --top-k?|did you mean --top-p?"),
+    ("-m=tiny generate x", "there is no option '-m' before the command"),
     ("--vrbose generate", "did you mean --verbose?"),
     ("bench --rnd 3", "there is no option '--rnd'"),
     ("generate --repo_id", "expected one argument"),

@@ -8,6 +8,7 @@ import unicodedata
 
 import pytest
 
+from qwen3 import Qwen3Error
 from qwen3.cli import streams
 from qwen3.cli.main import COMMANDS, main
 
@@ -109,6 +110,37 @@ def test_without_stderr_the_exit_code_is_the_same(monkeypatch, stderr):
     out = io.StringIO()
     answer = ["generate", "--prompt", "def f(", "-n", "2", "-m", "tiny", "--temperature", "0", "-v"]
     assert with_streams(monkeypatch, answer, stdout=out, stderr=stderr) == 0 and out.getvalue().strip()
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (
+            ImportError("libcuda.so.1: no such file\n..."),
+            "a module cannot be imported (ImportError: libcuda.so.1: no such file",
+        ),
+        (PermissionError(13, "Permission denied", "x\x1b"), "PermissionError: [Errno 13] Permission denied: 'x\\x1b'"),
+        (MemoryError(), "out of memory"),
+        (Qwen3Error("two\nlines"), "two\\nlines"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, said):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr("qwen3.cli.list.run", run)
+    assert main(["list"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+def test_a_reader_that_went_away_ends_a_command_silently(monkeypatch, capsys):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    err = io.StringIO()
+    assert with_streams(monkeypatch, ["--help"], stdout=Gone(), stderr=err) == 0 and err.getvalue() == ""
 
 
 def test_a_closed_stream_can_be_looked_at():
