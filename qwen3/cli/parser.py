@@ -10,6 +10,9 @@ from typing import Any, NoReturn
 from ..errors import brief, shown
 
 
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
+
+
 class Parser(argparse.ArgumentParser):
     """Argparse with errors of one line, which looks for unknown options and commands before all else.
 
@@ -19,6 +22,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
         self._command_names: Collection[str] = ()
+        self._negative_number_matcher = _NEGATIVE  # argparse's own knows no exponent
 
     def add_subparsers(self, **settings: Any) -> Any:
         commands = super().add_subparsers(**settings)
@@ -72,4 +76,4 @@ def _is_option(word: str) -> bool:
     Argparse takes `--nmae=two words` for a text.
     """
     name = word.partition("=")[0]
-    return name.startswith("-") and word != "-" and " " not in name and not re.fullmatch(r"-\d+|-\d*\.\d+", word)
+    return name.startswith("-") and word != "-" and " " not in name and not _NEGATIVE.match(word)

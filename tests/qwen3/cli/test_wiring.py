@@ -38,7 +38,7 @@ SAMPLING = {
     "min_p": (["--min-p", "0.125"], 0.125),
     "repetition_penalty": (["--repetition-penalty", "1.5"], 1.5),
     "presence_penalty": (["--presence-penalty", "-1"], -1.0),
-    "frequency_penalty": (["--frequency-penalty", "-.5"], -0.5),
+    "frequency_penalty": (["--frequency-penalty", "-5e-1"], -0.5),
     "max_new_tokens": (["--max-new-tokens", "7"], 7),
     "stop": (["--stop", "a b", "--stop", "c"], ("a b", "c")),
     "stop_token_ids": (["--stop-token-ids", "1,2", "--stop-token-ids", "3"], (1, 2, 3)),
