@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from ..errors import brief, shown
 
-
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
 
