@@ -64,16 +64,16 @@ def test_log_probabilities_and_speed(capsys, caplog):
     assert caplog.messages == ["5 tokens of prompt, 3 of answer; the first token after 0.50 s, then 1.0 tokens/s"]
 
 
-def test_commands_say_it(run, folder, monkeypatch):
+def test_commands_say_it(run, talker, monkeypatch):
     cut = "stopped after 2 tokens, not at an end: --max-new-tokens allows no more\n"
-    assert run("generate", "x", "-m", folder, "-n", 2)[2].endswith(cut)
+    assert run("generate", "x", "-m", talker, "-n", 2)[2].endswith(cut)
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\ny\n"))
-    _, out, err = run("chat", "-m", folder, "-n", 2, "--logprobs", 0, "-v")
+    _, out, err = run("chat", "-m", talker, "-n", 2, "--logprobs", 0, "-v")
     assert err.count(cut) == 2 and err.count(" tokens/s") == 2 and cut not in out
-    assert len(re.findall(r"-\d\.\d{4} \d+ '", err)) == 4
+    assert len(re.findall(r"-\d+\.\d{4} \d+ '", err)) == 4
 
 
-def test_an_answer_that_broke_off_is_an_error(run, folder, tmp_path):
+def test_an_answer_that_broke_off_is_an_error(run, talker, tmp_path):
     """Scores that are not finite: what was written stands, the reason is the last line of stderr."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -81,9 +81,9 @@ def test_an_answer_that_broke_off_is_an_error(run, folder, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     for name in ("tokenizer.json", "chat_template.jinja"):
-        (broken / name).symlink_to(folder / name)
-    (broken / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text())))
-    weights = load_file(folder / "model.safetensors")
+        (broken / name).symlink_to(talker / name)
+    (broken / "config.json").write_text(json.dumps(json.loads((talker / "config.json").read_text())))
+    weights = load_file(talker / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 3e38)
     save_file(weights, broken / "model.safetensors")
     code, out, err = run("generate", "x", "-m", broken)

@@ -32,7 +32,6 @@ MISTAKES = [
     ("generate x --top_k=1.5", "--top-k"),
     ("generate x --max-new-tokens=0", "max_new_tokens"),
     ("generate x --stop=", "stop"),
-    ("generate x -m=--", "no such model"),
     ("bench --batch=--", "whole numbers"),
     ("generate x y", "put it in quotes"),
     ("generate x --prompt y", "PROMPT and --prompt were given"),
@@ -68,6 +67,15 @@ def test_a_mistake_is_one_line(text, said, capsys):
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and err.rstrip("\n").isprintable()
     assert any(part in err for part in said.split("|")), err
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "generate"])
+def test_words_that_nothing_takes_are_one_line(capsys, command):
+    assert main([command, "a\nb", "c\x1b[2J"]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        out == "" and err.startswith("error: unrecognized arguments: ") and err.count("\n") == 1 and "c\\x1b[2J" in err
+    )
 
 
 def test_the_command_alone_and_its_help(capsys):
