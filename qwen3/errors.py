@@ -23,5 +23,5 @@ def brief(value: object, limit: int = 80) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Names another library's exception and its message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Names another library's exception and its message in one line, cut: it may quote a whole file."""
+    return shown(f"{type(error).__name__}: {' '.join(str(error).split())}", 300)

@@ -8,9 +8,10 @@ from ..config.engine import EngineConfig
 from ..config.hf import model_config
 from ..config.model import ModelConfig, dtype_name
 from ..errors import Qwen3Error, shown
+from ..load.contents import CONFIG
 from ..load.hub import fetch_description
 from ..load.index import weight_bytes
-from ..load.resolve import hub_name, resolve
+from ..load.resolve import cached, hub_name, resolve
 from ..measure.memory import available_bytes, gigabytes
 from ..model.footprint import planned_footprint
 
@@ -18,13 +19,17 @@ _UTILIZATION = EngineConfig.memory_utilization
 
 
 def describe(model: str | None, device: str, dtype: str) -> str:
-    """Describes a model on this machine, else the one of that id on the hub."""
+    """Describes a model on this machine, complete or not, else the one of that id on the hub."""
     try:
         folder = resolve(model)
     except Qwen3Error as error:
         name = None if model is None else hub_name(model)
         if name is None or Path(model or "").exists():
             raise
+        # Other programs fetch config.json alone, too.
+        known = cached(name.id, name.revision)
+        if known is not None and (known / CONFIG).is_file():
+            return _table(known, shown(str(known)), weight_bytes(known), device, dtype)
         with tempfile.TemporaryDirectory() as temporary:
             try:
                 size = fetch_description(name.id, Path(temporary), name.revision)

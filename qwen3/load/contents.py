@@ -36,13 +36,24 @@ _BESIDE = ("training_args.bin", "optimizer*", "scheduler*", "rng_state*")
 NEEDED = "a model has config.json, tokenizer.json and safetensors weights"
 
 
+def kind_of(name: str) -> str | None:
+    """Says what a file is by its name, and what to do; None for what says nothing or belongs to a model."""
+    kind = _kind(name)
+    return None if kind is None else "{1}: {2}".format(*_KINDS[kind])
+
+
 def instead(names: list[str]) -> str | None:
     """Returns "holds ..., which is ...: what to do" for files that are clearly something else, None for others."""
-    told = sorted(name for name in names if not any(fnmatch(name.lower(), pattern) for pattern in _BESIDE))
-    for pattern, what, advice in _KINDS:
-        if found := [name for name in told if fnmatch(name.lower(), pattern)]:
-            return f"holds {found[0]}, {what}: {advice}"
-    return None
+    told = [(kind, name) for name in names if (kind := _kind(name)) is not None]
+    return f"holds {min(told)[1]}, {kind_of(min(told)[1])}" if told else None
+
+
+def _kind(name: str) -> int | None:
+    """The first row of _KINDS that fits a file's name."""
+    name = name.lower()
+    if any(fnmatch(name, pattern) for pattern in _BESIDE):
+        return None
+    return next((row for row, (pattern, _, _) in enumerate(_KINDS) if fnmatch(name, pattern)), None)
 
 
 def instead_of_tokenizer(names: list[str]) -> str | None:

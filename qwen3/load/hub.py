@@ -17,14 +17,17 @@ from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_r
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff, tqdm
 
 from ..config.files import MAX_BYTES, parse_json, refuse_stand_in
+from ..config.generation import FILE as GENERATION
+from ..config.generation import defaults_from
 from ..config.hf import from_hf
+from ..config.model import ModelConfig
 from ..errors import Qwen3Error, brief
 from .contents import CONFIG, TOKENIZER
 from .explain import access_token, explain, hidden, http_library, hub_address, is_missing
 from .index import INDEX, WEIGHTS, is_weight_name, shard_names, without_index
 from .resolve import STAGING, HubName, cached, hub_name, is_complete, model_text, models_folder
 
-OPTIONAL = ("generation_config.json", "tokenizer_config.json", "chat_template.jinja", INDEX)
+OPTIONAL = (GENERATION, "tokenizer_config.json", "chat_template.jinja", INDEX)
 CHUNK = 1 << 20  # bytes of an answer that are written at once, and that a broken connection can lose
 RETRIES = 5  # breaks of a connection in a row, without a byte between them
 
@@ -73,7 +76,7 @@ def fetch_description(
     """Writes config.json and the index of a model on the hub into `folder`; returns the bytes of one weight file."""
     with _errors_in_one_line(_Repo(_hub_name(repo_id, revision), None, endpoint), folder) as repo:
         repo.find(CONFIG)
-        (folder / CONFIG).write_bytes(_config(repo))
+        (folder / CONFIG).write_bytes(_config(repo)[0])
         try:
             (folder / INDEX).write_bytes(repo.read(INDEX))
         except errors.HfHubHTTPError as error:
@@ -206,17 +209,17 @@ class _Repo:
                     time.sleep(1)
 
 
-def _config(repo: _Repo) -> bytes:
+def _config(repo: _Repo) -> tuple[bytes, ModelConfig]:
     """Reads config.json of a repository; raises Qwen3Error for a model that is not supported."""
     data, source = repo.read(CONFIG), f"{repo.id}/{CONFIG}"
-    from_hf(_json_object(data, source), source)
-    return data
+    return data, from_hf(_json_object(data, source), source)
 
 
 def _small_files(repo: _Repo) -> dict[str, bytes]:
     """Reads all files of a model but its weights; raises Qwen3Error for one that cannot be used."""
     repo.find(CONFIG)
-    small = {CONFIG: _config(repo), TOKENIZER: repo.read(TOKENIZER)}
+    data, config = _config(repo)
+    small = {CONFIG: data, TOKENIZER: repo.read(TOKENIZER)}
     for name in OPTIONAL:
         try:
             small[name] = repo.read(name)
@@ -225,7 +228,9 @@ def _small_files(repo: _Repo) -> dict[str, bytes]:
                 raise
     for name, content in small.items():
         if name.endswith(".json"):
-            _json_object(content, f"{repo.id}/{name}")
+            values = _json_object(content, f"{repo.id}/{name}")
+            if name == GENERATION:
+                defaults_from(values, f"{repo.id}/{name}", config.vocab_size)
     return small
 
 

@@ -13,7 +13,7 @@ from .contents import ADAPTER, instead, names_in
 log = logging.getLogger("qwen3")
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
-_SHARD = re.compile(r"(.+)-(\d{5,6})-of-(\d{5,6})\.safetensors")
+_SHARD = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})\.safetensors")
 MAX_SHARDS = 10_000
 
 
@@ -49,12 +49,13 @@ def without_index(names: list[str], source: str) -> list[str]:
     stem, total = series[0]
     if not 0 < int(total) <= MAX_SHARDS:
         raise Qwen3Error(f"{source}: {shards[0][0]} is the name of one of {int(total)} shards, which no checkpoint has")
-    wanted = [f"{stem}-{i + 1:0{len(total)}}-of-{total}.safetensors" for i in range(int(total))]
-    if missing := sorted(set(wanted) - set(found)):
+    here = {int(match[2]): match[0] for match in shards}
+    wanted = {i: here.get(i) or f"{stem}-{i:0{len(total)}}-of-{total}.safetensors" for i in range(1, int(total) + 1)}
+    if missing := [name for i, name in wanted.items() if i not in here]:
         raise Qwen3Error(
             f"{source}: {missing[0]} is missing, {len(missing)} of {len(wanted)} shards: download it again"
         )
-    return wanted
+    return list(wanted.values())
 
 
 def weight_names(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from ..errors import Qwen3Error, brief
 from ..model.qwen3 import Qwen3
 from .index import weight_files
 from .names import meaning, published_names
-from .reader import read_tensors, tensor_names
+from .reader import Header, read_headers, read_tensors
 
 log = logging.getLogger("qwen3")
 
@@ -25,42 +25,32 @@ def load_weights(model: Qwen3, folder: Path, progress: bool = False) -> None:
     """Fills every parameter of `model` from the safetensors files of `folder`, casting to the model's dtype.
 
     Raises Qwen3Error, which names it, for a tensor that is missing, not expected, given twice, of another shape, of a
-    dtype that is not floating point or too large for the model's, and for a file that is missing or cannot be read.
+    dtype that is not floating point or too large for the model's, and for a file that is missing or cannot be read;
+    all but values too large before the first tensor is read.
     Warns of values that are not finite: the engine refuses the answers that they reach.
     """
     files = weight_files(folder)
-    names = {file: tensor_names(file) for file in files}
-    published = published_names((name for found in names.values() for name in found), str(folder))
-    destinations = {name: (tensor, [name]) for name, tensor in model.published().items()}
-    missing = set(destinations)
-    destinations |= model.stacked()
+    headers = {file: read_headers(file) for file in files}
+    places = _places(model, headers, folder)
     tied_head: tuple[Path, Tensor] | None = None
     not_finite: list[str] = []
     total = sum(file.stat().st_size for file in files)
     with tqdm(total=total, desc="loading", unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
         for file in files:
-            for given, tensor in read_tensors(file, [name for name in names[file] if name in published]):
-                name, where = published[given], f"{file}: tensor {brief(given)}"
-                if name == HEAD and model.lm_head is None:
-                    # Some tied checkpoints hold the head all the same; it must be the embedding.
+            for name, tensor in read_tensors(file, [name for name in headers[file] if name in places]):
+                destination = places[name]
+                if destination is None:
                     tied_head = (file, tensor.clone())
-                    continue
-                if name not in destinations:
-                    raise Qwen3Error(f"{where} {meaning(given) or _unexpected(name, model)}")
-                destination, covers = destinations[name]
-                if tensor.shape != destination.shape:
-                    got, want = list(tensor.shape), list(destination.shape)
-                    raise Qwen3Error(f"{where} has shape {got}, {model.config.source} says {want}")
-                if not missing.issuperset(covers):
-                    raise Qwen3Error(f"{where} is given twice")
-                missing.difference_update(covers)
-                if not _fill(destination, tensor, where):
-                    not_finite.append(given)
+                elif not _fill(destination, tensor, f"{file}: tensor {brief(name)}"):
+                    not_finite.append(name)
                 bar.update(tensor.nbytes)
     if tied_head is not None:
-        _tie(tied_head, destinations[EMBEDDING][0], missing, model)
-    if missing:
-        raise Qwen3Error(f"{folder}: {_missing(missing, model)}")
+        embedding = model.embedding.weight.data
+        if not torch.equal(tied_head[1].to(embedding), embedding):
+            raise Qwen3Error(
+                f"{tied_head[0]}: {HEAD!r} differs from the embedding, but tie_word_embeddings is true: if the head is "
+                f"its own, set tie_word_embeddings to false in {model.config.source}"
+            )
     if not_finite:
         log.warning(
             "%s: %s has values that are not finite%s: answers that they reach end with an error; download it again",
@@ -68,6 +58,44 @@ def load_weights(model: Qwen3, folder: Path, progress: bool = False) -> None:
             brief(not_finite[0]),
             f", as have {len(not_finite) - 1} more tensors" if len(not_finite) > 1 else "",
         )
+
+
+def _places(model: Qwen3, headers: dict[Path, dict[str, Header]], folder: Path) -> dict[str, Tensor | None]:
+    """Returns where each tensor of the files belongs; None is the head of a model that ties it to the embedding.
+
+    Raises Qwen3Error for files that do not hold the model, all of it and nothing else.
+    """
+    published = published_names((name for found in headers.values() for name in found), str(folder))
+    destinations = {name: (tensor, [name]) for name, tensor in model.published().items()}
+    missing = set(destinations)
+    destinations |= model.stacked()
+    places: dict[str, Tensor | None] = {}
+    tied = model.lm_head is None and EMBEDDING in published.values()
+    for file, found in headers.items():
+        for given in found:
+            if given not in published:
+                continue
+            name, where = published[given], f"{file}: tensor {brief(given)}"
+            if name == HEAD and model.lm_head is None:
+                # Some tied checkpoints hold the head all the same, some instead of the embedding.
+                name = EMBEDDING
+            if name not in destinations:
+                raise Qwen3Error(f"{where} {meaning(given) or _unexpected(name, model)}")
+            found[given].check(where)
+            destination, covers = destinations[name]
+            if found[given].shape != destination.shape:
+                got, want = list(found[given].shape), list(destination.shape)
+                raise Qwen3Error(f"{where} has shape {got}, {model.config.source} says {want}")
+            if tied and published[given] == HEAD:
+                places[given] = None
+                continue
+            if not missing.issuperset(covers):
+                raise Qwen3Error(f"{where} is given twice")
+            missing.difference_update(covers)
+            places[given] = destination
+    if missing:
+        raise Qwen3Error(f"{folder}: {_missing(missing, model)}")
+    return places
 
 
 def _fill(destination: Tensor, tensor: Tensor, where: str) -> bool:
@@ -83,19 +111,6 @@ def _fill(destination: Tensor, tensor: Tensor, where: str) -> bool:
             f"{where} has {count - before} values too large for {name}, up to {most:.3g}: use dtype bfloat16 or float32"
         )
     return before == 0
-
-
-def _tie(head: tuple[Path, Tensor], embedding: Tensor, missing: set[str], model: Qwen3) -> None:
-    """Checks the head of a checkpoint that ties it to the embedding, or takes it where the file holds it alone."""
-    file, tensor = head
-    if EMBEDDING in missing and tensor.shape == embedding.shape:
-        missing.discard(EMBEDDING)
-        _fill(embedding, tensor, f"{file}: tensor {HEAD!r}")
-    elif EMBEDDING not in missing and not torch.equal(tensor.to(embedding), embedding):
-        raise Qwen3Error(
-            f"{file}: {HEAD!r} differs from the embedding, but tie_word_embeddings is true: if the head is its own, "
-            f"set tie_word_embeddings to false in {model.config.source}"
-        )
 
 
 def _unexpected(name: str, model: Qwen3) -> str:

@@ -5,11 +5,10 @@ from collections.abc import Iterable
 
 from ..errors import Qwen3Error, brief
 
-# Wrappers of the whole model (torch.compile, DDP, FSDP, PEFT), then the model in its head, which may be compiled alone.
-_PREFIX = re.compile(
-    r"(?P<outer>(?:_orig_mod\.|module\.|_fsdp_wrapped_module\.|base_model\.model\.)*)"
-    r"(?P<inner>(?:model\.)?(?:_orig_mod\.)?)(?=embed_tokens\.|layers\.\d|norm\.)"
-)
+# What stands before the names of the decoder and of the head: nothing, "model.", and what torch.compile, DDP, FSDP,
+# PEFT, Lightning and multimodal models add.
+_DECODER = re.compile(r"((?:[^.]+\.)*?)(?:embed_tokens\.|layers\.\d+\.|norm\.)")
+_HEAD = re.compile(r"((?:[^.]+\.)*?)lm_head\.")
 # Buffers that older files hold beside the weights; they are computed.
 _COMPUTED = re.compile(r".*\brotary_emb\.inv_freq")
 
@@ -35,28 +34,35 @@ _FOREIGN = {
 def published_names(names: Iterable[str], source: str) -> dict[str, str]:
     """Returns each file's name -> the published name, without buffers that are computed.
 
-    One prefix holds for the whole checkpoint; raises Qwen3Error for a mixture.
+    The decoder's names have one prefix, and the head's a beginning of it; raises Qwen3Error for a mixture.
     """
     kept = [name for name in names if not _COMPUTED.fullmatch(name)]
-    prefixes: dict[tuple[str, str], str] = {}
-    for name in kept:
-        if match := _PREFIX.match(name):
-            prefixes.setdefault((match["outer"], match["inner"]), name)
-    if len(prefixes) > 1:
-        for name in prefixes.values():
+    decoder, head = _prefixes(_DECODER, kept), _prefixes(_HEAD, kept)
+    odd = list(decoder.values())[:2] if len(decoder) > 1 else list(head.values())[:2] if len(head) > 1 else []
+    before, before_head = next(iter(decoder), "model."), next(iter(head), "")
+    if decoder and not before.startswith(before_head):
+        odd = [decoder[before], head[before_head]]
+    if odd:
+        for name in (*decoder.values(), *head.values()):
             if said := meaning(name):
                 raise Qwen3Error(f"{source}: tensor {brief(name)} {said}")
-        first, second = list(prefixes.values())[:2]
-        raise Qwen3Error(
-            f"{source}: tensors {brief(first)} and {brief(second)} have different prefixes: name all alike"
-        )
-    outer, inner = next(iter(prefixes), ("", "model."))
+        shown = " and ".join(map(brief, odd))
+        raise Qwen3Error(f"{source}: tensors {shown} have different prefixes: name all tensors alike")
     found = {}
     for name in kept:
-        if name.startswith(f"{outer}lm_head."):
-            found[name] = name.removeprefix(outer)
+        if _HEAD.match(name):
+            found[name] = name.removeprefix(before_head)
         else:
-            found[name] = f"model.{name.removeprefix(outer + inner)}" if name.startswith(outer + inner) else name
+            found[name] = f"model.{name.removeprefix(before)}" if name.startswith(before) else name
+    return found
+
+
+def _prefixes(pattern: re.Pattern[str], names: list[str]) -> dict[str, str]:
+    """What stands before the pattern in the names, each with the first name that has it."""
+    found: dict[str, str] = {}
+    for name in names:
+        if match := pattern.match(name):
+            found.setdefault(match[1], name)
     return found
 
 

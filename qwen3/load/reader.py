@@ -3,25 +3,40 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config.files import refuse_stand_in
-from ..errors import Qwen3Error, brief, one_line
+from ..errors import Qwen3Error, one_line
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 # The mapped part of a file counts as resident memory until it is closed: reopen it after this many bytes.
 _BYTES_PER_MAPPING = 64 << 20
 
 
-def tensor_names(file: Path) -> list[str]:
-    """Returns the names of the tensors in the order on disk; raises Qwen3Error for a file that cannot be read."""
+class Header(NamedTuple):
+    """What a file says about a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def check(self, where: str) -> None:
+        """Raises Qwen3Error for a dtype that is not floating point."""
+        if self.dtype not in _DTYPES:
+            allowed = f"only {', '.join(_DTYPES)} are supported, no quantized weights"
+            raise Qwen3Error(f"{where} has dtype {self.dtype}: {allowed}")
+
+
+def read_headers(file: Path) -> dict[str, Header]:
+    """Returns the headers of all tensors in the order on disk; raises Qwen3Error for a file that cannot be read."""
     try:
         with open(file, "rb") as content:
             refuse_stand_in(file, content.read(200))
         with safe_open(file, framework="pt") as handle:
-            return handle.offset_keys()
+            slices = ((name, handle.get_slice(name)) for name in handle.offset_keys())
+            return {name: Header(part.get_dtype(), tuple(part.get_shape())) for name, part in slices}
     except Qwen3Error:
         raise
     except Exception as error:  # safetensors has errors of several kinds
@@ -31,7 +46,7 @@ def tensor_names(file: Path) -> list[str]:
 def read_tensors(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
     """Yields (name, tensor) for each name; a tensor is valid until the next one is asked for.
 
-    Raises Qwen3Error for a file that cannot be read and for a tensor that is not floating point.
+    Raises Qwen3Error for a file that cannot be read.
     """
     left = list(names)
     try:
@@ -41,13 +56,6 @@ def read_tensors(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
                 mapped = 0
                 while left and mapped < _BYTES_PER_MAPPING:
                     name = left.pop(0)
-                    dtype = handle.get_slice(name).get_dtype()
-                    if dtype not in _DTYPES:
-                        allowed = ", ".join(_DTYPES)
-                        raise Qwen3Error(
-                            f"{file}: tensor {brief(name)} has dtype {dtype}: only {allowed} are supported, "
-                            "no quantized weights"
-                        )
                     tensor = handle.get_tensor(name)
                     mapped += tensor.nbytes
                     yield name, tensor

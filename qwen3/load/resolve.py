@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..config.files import read_text
 from ..errors import Qwen3Error, brief
-from .contents import CONFIG, TOKENIZER, refuse_what_is_no_model
+from .contents import CONFIG, TOKENIZER, kind_of, refuse_what_is_no_model
 from .index import weight_names
 
 TINY = Path(__file__).parent.parent / "tiny"
@@ -60,7 +60,8 @@ def resolve(model: str | os.PathLike[str] | None, models_dir: str | os.PathLike[
     if text and os.path.isdir(path):
         return _in_folder(path, text)
     if text and os.path.lexists(path):
-        raise Qwen3Error(f"{brief_name(text)}: is not a folder: give the folder that holds {CONFIG}")
+        what = f" but {what}" if (what := kind_of(path.name)) else ""
+        raise Qwen3Error(f"{brief_name(text)}: is no folder{what}: give the folder that holds {CONFIG}")
     name = hub_name(text) if isinstance(model, str) else None
     if name is None:
         raise Qwen3Error(

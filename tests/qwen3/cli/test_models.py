@@ -82,6 +82,13 @@ def test_info_of_a_model_that_is_on_the_hub_alone(fake, capsys, monkeypatch):
     refused(lambda: run(info, REPO), "qwen3 download", "HF_HUB_OFFLINE")
 
 
+def test_info_takes_config_json_of_the_cache(fake, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = config_only(tmp_path / "models--Org--Name" / "snapshots" / "abc")
+    run(info, "Org/Name")
+    assert rows(capsys)["model"] == str(snapshot) and fake.requests == []
+
+
 def test_info_asks_no_hub_for_what_is_no_id(fake, tmp_path):
     refused(lambda: run(info, "./nothing"), "no such model")
     refused(lambda: run(info, tmp_path), "config.json: no such file")

@@ -273,6 +273,8 @@ def test_offline_mode(fake, get, monkeypatch):
         ("tokenizer.json", b"[]", (f"{REPO}/tokenizer.json", "no JSON object")),
         ("tokenizer_config.json", b"{", (f"{REPO}/tokenizer_config.json", "JSON")),
         ("generation_config.json", b"7", (f"{REPO}/generation_config.json", "JSON")),
+        ("generation_config.json", b'{"num_beams": 4}', (f"{REPO}/generation_config.json", "num_beams")),
+        ("generation_config.json", b'{"eos_token_id": 64}', (f"{REPO}/generation_config.json", "eos_token_id")),
         ("model.safetensors.index.json", b'[["weight_map", {"a": "model.safetensors"}]]', ("no JSON object",)),
         ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', ("weight_map", "not 3")),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "../../stolen.safetensors"}}', ("../../stolen",)),

@@ -91,6 +91,13 @@ def test_shards_without_an_index_are_all_read(tmp_path):
         weight_files(tmp_path)
 
 
+def test_numbers_of_shards_need_no_zeros(tmp_path):
+    assert names(make(tmp_path, *(f"x-{i}-of-12.safetensors" for i in range(1, 13))))[1] == "x-2-of-12.safetensors"
+    (tmp_path / "x-7-of-12.safetensors").unlink()
+    with pytest.raises(Qwen3Error, match="x-07-of-12.safetensors is missing, 1 of 12"):
+        weight_files(tmp_path)
+
+
 def test_other_names_without_an_index_are_all_read(tmp_path):
     assert names(make(tmp_path, "weights.safetensors", "more.safetensors")) == [
         "more.safetensors",

@@ -88,9 +88,10 @@ def test_names_that_no_file_system_takes(model, tmp_path):
 def test_a_file_is_not_a_folder(tmp_path):
     for name in ("x.gguf", "config.json"):
         (tmp_path / name).write_text("{}")
-        refused(lambda path=tmp_path / name: resolve(path), name, "not a folder")
+        message = refused(lambda path=tmp_path / name: resolve(path), name, "is no folder", "give the folder")
+        assert ("GGUF" in message) == (name == "x.gguf")
     (tmp_path / "gone").symlink_to("nowhere")
-    refused(lambda: resolve(str(tmp_path / "gone")), "not a folder")
+    refused(lambda: resolve(str(tmp_path / "gone")), "is no folder")
 
 
 def test_paths_from_the_home_folder(tmp_path, monkeypatch):
