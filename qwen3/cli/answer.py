@@ -1,12 +1,12 @@
 """What is said about one answer on stderr, after its text."""
 
 import logging
-import sys
 
 from ..engine.params import SamplingParams
 from ..engine.request import Completion
 from ..errors import brief
 from ..llm import LLM
+from .streams import say
 
 log = logging.getLogger("qwen3")
 
@@ -24,13 +24,10 @@ def report(llm: LLM, done: Completion | None, params: SamplingParams) -> None:
 
     for entry in done.logprobs or ():
         others = "  ".join(f"{logprob:.4f} {token(i)}" for i, logprob in entry.top)
-        print(f"{entry.logprob:9.4f} {token(entry.token_id)}{'  of  ' * bool(others)}{others}", file=sys.stderr)
+        say(f"{entry.logprob:9.4f} {token(entry.token_id)}{'  of  ' * bool(others)}{others}")
     count, metrics = len(done.token_ids), done.metrics
     if done.finish_reason == "length":
-        print(
-            f"stopped after {count} token{'s' * (count != 1)}, not at an end: {_limit(llm, done, params)}",
-            file=sys.stderr,
-        )
+        say(f"stopped after {count} token{'s' * (count != 1)}, not at an end: {_limit(llm, done, params)}")
     seconds = metrics.total_seconds - metrics.time_to_first_token
     speed = f", then {(count - 1) / seconds:,.1f} tokens/s" if count > 1 and seconds > 0 else ""
     first = f"the first token after {metrics.time_to_first_token:.2f} s{speed}"

@@ -10,7 +10,7 @@ from importlib import import_module
 from .. import __version__
 from ..errors import Qwen3Error, one_line, shown
 from .parser import Parser
-from .streams import discard, guarded
+from .streams import discard, guarded, say
 
 # The module of a command is imported when the command is asked for.
 COMMANDS = {
@@ -21,23 +21,19 @@ COMMANDS = {
     "bench": "measure the prefill and decode speed of a model on this device",
     "info": "show size and memory needs of a model, without loading it",
 }
-# What a shell says of a program that its closed pipe ended: 128 and SIGPIPE.
-_CLOSED_PIPE = 141
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for an error that the user can fix, 130 for Ctrl-C.
 
-    141 where the reader of stdout went away before a batch was written; silently, as programs do.
+    The reader of a pipe may go away: a streamed answer ends silently then.
     """
     words = sys.argv[1:] if arguments is None else arguments
     kept = sys.stdout
-    whole = False
     with guarded():
         try:
             try:
                 args = _parser(words).parse_args(words)
-                whole = getattr(args, "prompts_file", None) is not None
                 with _messages_on_stderr(args.verbose):
                     code = args.run(args)
             except SystemExit as done:  # argparse, after --help or an error
@@ -51,15 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         except BrokenPipeError:
             discard(kept)
-            return _CLOSED_PIPE if whole else 0
+            return 0
         except OSError as error:
             return _failed(f"the system refused something: {one_line(error)}")
+        except ImportError as error:
+            return _failed(f"a module cannot be imported ({one_line(error)}): install qwen3-triton again")
         except MemoryError:
             return _failed("out of memory: use a smaller model, a shorter context or fewer prompts")
 
 
 def _failed(message: str) -> int:
-    print(f"error: {shown(message)}", file=sys.stderr)
+    say(f"error: {message}")
     return 2
 
 
@@ -87,10 +85,18 @@ def _help(parser: argparse.ArgumentParser) -> int:
     return 0
 
 
+class _OneLine(logging.Formatter):
+    """Keeps names from outside within the line of their message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 @contextmanager
 def _messages_on_stderr(verbose: bool) -> Iterator[None]:
     """Shows the messages of the logger "qwen3" on stderr: warnings, and with `verbose` all from INFO on."""
     log, handler = logging.getLogger("qwen3"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO if verbose else logging.WARNING)

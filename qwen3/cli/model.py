@@ -14,6 +14,7 @@ from ..measure.roofline import copy_bandwidth, roofline_lines
 from ..model.footprint import footprint
 from ..text.tokenizer import Tokenizer
 from .options import engine_options
+from .streams import say
 
 
 def size_text(llm: LLM) -> str:
@@ -41,7 +42,7 @@ def load_model(args: argparse.Namespace, chats: bool) -> LLM:
     if args.expert_stats and llm.stats.experts is None:
         raise Qwen3Error(f"--expert-stats: {llm.folder} is a dense model and has no experts: leave it out")
     place = f"{llm.device} · {dtype_name(llm.dtype)} · {llm.backend}"
-    print(f"{llm.folder} · {size_text(llm)} · {place}", file=sys.stderr)
+    say(f"{llm.folder} · {size_text(llm)} · {place}")
     return llm
 
 
@@ -65,11 +66,11 @@ def print_statistics(args: argparse.Namespace, llm: LLM) -> None:
     """Writes what --expert-stats and --stats ask for, after the last answer."""
     if args.expert_stats and llm.stats.experts is not None:
         write_expert_stats(llm.stats.experts, args.expert_stats)
-        print(f"expert statistics are in {args.expert_stats}", file=sys.stderr)
+        say(f"expert statistics are in {args.expert_stats}")
     if not args.stats:
         return
     kind = "reserved on the GPU" if llm.device.type == "cuda" else "resident"
     peak = f"peak memory: {gigabytes(peak_bytes(llm.device))} {kind}"
-    print(f"time to first token: {llm.stats.first_token_seconds:.3f} s · {peak}", file=sys.stderr)
+    say(f"time to first token: {llm.stats.first_token_seconds:.3f} s · {peak}")
     for line in roofline_lines(llm.model, llm.stats, copy_bandwidth(llm.device)):
-        print(line, file=sys.stderr)
+        say(line)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from ..errors import Qwen3Error
+from ..errors import Qwen3Error, shown
 
 # Control characters and those that turn the direction of text, as a terminal shows them; C1 begins escapes as ESC does.
 _VISIBLE = {i: f"^{chr(i ^ 64)}" for i in (*range(32), 127)} | {
@@ -16,6 +16,17 @@ _VISIBLE = {i: f"^{chr(i ^ 64)}" for i in (*range(32), 127)} | {
 _ON_A_TERMINAL = {i: shown for i, shown in _VISIBLE.items() if chr(i) not in "\n\t"}
 # A progress bar goes back to the beginning of its line.
 _IN_MESSAGES = {i: shown for i, shown in _ON_A_TERMINAL.items() if chr(i) != "\r"}
+
+
+class StreamError(Qwen3Error):
+    """stdout cannot be written: nothing that a command could go on with."""
+
+
+def _attribute(stream: TextIO | None, name: str) -> Any:
+    """What a library asks of a stream beside writing; a closed one has an encoding, for those who look at it."""
+    if stream is None and name == "encoding":
+        return "utf-8"
+    return getattr(stream, name)
 
 
 class Output:
@@ -29,7 +40,7 @@ class Output:
         self._terminal = stream is not None and stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._open(), name)
+        return _attribute(self._stream, name)
 
     @property
     def coloured(self) -> bool:
@@ -39,9 +50,12 @@ class Output:
     def isatty(self) -> bool:
         return self._terminal
 
+    def fileno(self) -> int:
+        return self._open().fileno()
+
     def require(self) -> None:
         if self._stream is None:
-            raise Qwen3Error("stdout is closed: nothing can be written there")
+            raise StreamError("stdout is closed: nothing can be written there")
 
     def write(self, text: str) -> int:
         with self._errors():
@@ -71,7 +85,7 @@ class Output:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise Qwen3Error(f"stdout cannot be written ({error.strerror})") from None
+            raise StreamError(f"stdout cannot be written ({error.strerror})") from None
 
 
 class Messages:
@@ -81,12 +95,15 @@ class Messages:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        if self._stream is None:
-            raise OSError(f"stderr is closed, it has no {name}")
-        return getattr(self._stream, name)
+        return _attribute(self._stream, name)
 
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError("stderr is closed")
+        return self._stream.fileno()
 
     def write(self, text: str) -> int:
         if self._stream is not None:
@@ -121,6 +138,11 @@ def guarded() -> Iterator[Output]:
         sys.stdout, sys.stderr = kept
         if hasattr(kept[0], "reconfigure"):
             kept[0].reconfigure(errors=errors)
+
+
+def say(text: str) -> None:
+    """Prints one line to stderr, whatever is in it."""
+    print(shown(text, 100_000), file=sys.stderr)
 
 
 def require_stdout() -> None:

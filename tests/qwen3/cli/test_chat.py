@@ -12,7 +12,7 @@ from qwen3 import LLM
 from qwen3.cli import interrupt
 
 from .conftest import TEMPLATE
-from .test_streams import Terminal
+from .test_streams import Full, Terminal
 from .test_wiring import Pieces
 
 
@@ -65,6 +65,18 @@ def test_stdin_that_is_no_conversation(run, folder, monkeypatch):
         assert said in err
     monkeypatch.setattr(sys, "stdin", None)
     assert run("chat", "-m", folder)[0] == 0
+
+
+def test_a_full_disk_ends_a_chat(run, folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(LLM, "stream", lambda self, ids, params: Pieces(["ok"]))
+    code, _, err = run("chat", "-m", folder)
+    assert (
+        code == 2
+        and err.count("> ") == 1
+        and err.endswith("error: stdout cannot be written (No space left on device)\n")
+    )
 
 
 def test_tiny_cannot_chat_and_a_model_that_can_is_named(run, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from qwen3 import Qwen3Error
-from qwen3.cli import download, info
+from qwen3.cli import description, download, info
 from qwen3.cli import list as list_models
 from qwen3.load import hub
 from qwen3.load.resolve import TINY
@@ -57,8 +57,8 @@ def test_info_needs_config_json_alone(tmp_path, capsys):
     ],
 )
 def test_info_says_which_context_fits(tmp_path, capsys, monkeypatch, free, line):
-    monkeypatch.setattr(info, "available_bytes", lambda device: free)
-    monkeypatch.setattr(info, "planned_footprint", lambda *_: hub_footprint(7296))
+    monkeypatch.setattr(description, "available_bytes", lambda device: free)
+    monkeypatch.setattr(description, "planned_footprint", lambda *_: hub_footprint(7296))
     run(info, config_only(tmp_path), "--device", "cpu")
     assert rows(capsys)["fits cpu"] == line
 

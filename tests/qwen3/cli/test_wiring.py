@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from qwen3 import LLM, EngineConfig, Qwen3Error, SamplingParams
 from qwen3.cli import main as cli
@@ -37,7 +38,7 @@ SAMPLING = {
     "min_p": (["--min-p", "0.125"], 0.125),
     "repetition_penalty": (["--repetition-penalty", "1.5"], 1.5),
     "presence_penalty": (["--presence-penalty", "-1"], -1.0),
-    "frequency_penalty": (["--frequency-penalty", "-.5"], -0.5),
+    "frequency_penalty": (["--frequency-penalty", "-5e-1"], -0.5),
     "max_new_tokens": (["--max-new-tokens", "7"], 7),
     "stop": (["--stop", "a b", "--stop", "c"], ("a b", "c")),
     "stop_token_ids": (["--stop-token-ids", "1,2", "--stop-token-ids", "3"], (1, 2, 3)),
@@ -78,7 +79,7 @@ TESTED = {
         "backend",
         "verbose",
     },
-    "info": {"model", "device", "dtype", "verbose"},
+    "info": {"model", "repo_id", "device", "dtype", "verbose"},
     "download": {"model", "repo_id", "revision", "token", "verbose"},
     "list": {"verbose"},
 }
@@ -199,6 +200,24 @@ def test_what_makes_the_prompt_reaches_the_engine(run, streamed, folder, monkeyp
         assert [prompt(stdin=piped), prompt("-", stdin=piped), prompt("--prompt", "-", stdin=piped)] == [plain] * 3
     assert prompt(stdin="a\n\nß\n\n".encode()) == "[user]a\n\nß\n[assistant]", "one line end is left out"
     assert prompt("hi", stdin=b"other") == plain, "a prompt that is given is the prompt"
+
+
+@pytest.mark.parametrize("command", [("generate",), ("generate", "--raw"), ("chat",)], ids=" ".join)
+def test_names_of_control_tokens_can_stay_text(run, folder, tmp_path, monkeypatch, command):
+    place, prompts = tmp_path / "special", []
+    place.mkdir()
+    for name in ("config.json", "chat_template.jinja", "model.safetensors"):
+        (place / name).symlink_to(folder / name)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|x|>"])
+    tokenizer.save(str(place / "tokenizer.json"))
+    monkeypatch.setattr(LLM, "stream", lambda self, ids, params: prompts.append(ids) or Pieces(["ok"]))
+    for words in ((), ("--sanitize-control-tokens",)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a<|x|>\n")))
+        assert run(*command, "-m", place, *words)[0] == 0
+    special = tokenizer.token_to_id("<|x|>")
+    assert prompts[0].count(special) == 1 and special not in prompts[1]
+    assert tokenizer.decode(prompts[1]) == tokenizer.decode(prompts[0], skip_special_tokens=False)
 
 
 @pytest.mark.parametrize(
