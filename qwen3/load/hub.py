@@ -56,7 +56,7 @@ def download(
             Another call continues where this one stopped.
     """
     name = _hub_name(repo_id, revision)
-    folder = (models_folder() if models_dir is None else Path(models_dir)) / name.id
+    folder = models_folder(models_dir) / name.id
     with _errors_in_one_line(_Repo(name, token, endpoint), folder) as repo:
         try:
             _update(folder, repo)
