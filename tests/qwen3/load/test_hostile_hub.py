@@ -195,6 +195,25 @@ def test_shards_without_an_index_are_found_by_the_list_of_files(fake, get, tmp_p
     refused(get, f"{SHARDS[0]} is missing, 1 of 2 shards")
 
 
+@pytest.mark.parametrize(
+    "name", ["../x-00001-of-00001.safetensors", "/x.safetensors", "a/b.safetensors", "\x1b.safetensors"]
+)
+def test_a_list_of_files_names_none_outside(fake, get, tmp_path, name):
+    fake.commits["1" * 40] = files(**dict.fromkeys((INDEX, *SHARDS, "model.safetensors", "pytorch_model.bin"))) | {
+        name: b"x"
+    }
+    fake.lists = True
+    refused(get, "no model.safetensors at")
+    assert listing(tmp_path) == set()
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"[1]", b'[{"path": 1}]', b"[", b"\xff", b"[" * 5000, b" " * 3000])
+def test_a_list_of_files_that_is_none(fake, get, monkeypatch, answer):
+    monkeypatch.setattr(hub, "MAX_BYTES", 2000)
+    fake.commits["1" * 40], fake.lists = files(**{"config.json": None}), answer
+    refused(get, "no config.json at")
+
+
 def test_an_update_leaves_no_weights_of_another_revision(fake, get):
     fake.commits["1" * 40] = files(**{INDEX: None, "model.safetensors": weights(3)})
     folder = get()
