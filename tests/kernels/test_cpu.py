@@ -15,7 +15,7 @@ from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded
 from qwen3_kernels.weights import Dense
 
-from .attention_case import AttentionCase, attention_case
+from .attention_case import AttentionCase, attention_case, few_sums
 
 EPS = 1e-6
 
@@ -117,7 +117,7 @@ def test_qk_norm_rope_cache(slots, dtype):
     assert_contract(keys[written], exact_keys[written], own_keys[written])
 
 
-def check_decode(case: AttentionCase) -> Tensor:
+def check_decode(case: AttentionCase, ratio: float | None = None) -> Tensor:
     own, exact = case.plain(case.q.dtype), case.plain(torch.float64)
     # Slots that were never written hold NaN. The tables of this backend hold blocks that are there.
     out = cpu.decode_attention(*case.plain_tables().decode_arguments())
@@ -125,6 +125,8 @@ def check_decode(case: AttentionCase) -> Tensor:
         out,
         reference.decode_attention(*exact.decode_arguments()),
         reference.decode_attention(*own.decode_arguments()),
+        few_sums(out),
+        ratio,
     )
     return out
 
@@ -138,12 +140,15 @@ def test_decode_attention(lengths, group, dtype):
     assert not out[[length == 0 for length in lengths]].any()
 
 
-def check_prefill(case: AttentionCase) -> None:
+def check_prefill(case: AttentionCase, ratio: float | None = None) -> None:
     own, exact = case.plain(case.q.dtype), case.plain(torch.float64)
+    out = cpu.prefill_attention(*case.plain_tables().prefill_arguments())
     assert_contract(
-        cpu.prefill_attention(*case.plain_tables().prefill_arguments()),
+        out,
         reference.prefill_attention(*exact.prefill_arguments()),
         reference.prefill_attention(*own.prefill_arguments()),
+        few_sums(out),
+        ratio,
     )
 
 
@@ -179,11 +184,12 @@ def test_prefill_attention_in_the_smallest_blocks(length, queries, dtype, monkey
     seed=st.integers(0, 2**31),
 )
 def test_attention_of_any_shape(prefixes_and_queries, **shape):
-    """Not in float32: the reference's own error can be almost nothing on so few values."""
+    """Not in float32: the reference's own error can be almost nothing on so few values. PyTorch's attention is held to
+    a wider bound, because it rounds its weights where it likes."""
     with torch.inference_mode():
         lengths = [sum(pair) for pair in prefixes_and_queries]
-        check_prefill(attention_case(lengths, [n for _, n in prefixes_and_queries], **shape))
-        check_decode(attention_case(lengths, **shape))
+        check_prefill(attention_case(lengths, [n for _, n in prefixes_and_queries], **shape), ratio=1.5)
+        check_decode(attention_case(lengths, **shape), ratio=1.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -147,6 +147,13 @@ def test_every_matrix_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pyt
     check_fused(4, tile.block_n + more, hidden, dtype=dtype)
 
 
+@pytest.mark.parametrize(("tokens", "outputs"), [(8, 144), *slow((1, 1024), (2, 2048))])
+def test_linear_at_the_depth_of_real_models(tokens: int, outputs: int) -> None:
+    """So many outputs of so many columns that one rounding more would show: sums are kept in float32."""
+    check_linear(tokens, outputs, 4096, dtype=torch.bfloat16)
+    check_fused(tokens, outputs, 4096, dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("tokens", [1, 4, 12])
 def test_before_the_first_layer(tokens: int) -> None:
     """Nothing to add: x itself is the residual that is returned."""
