@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_kernels import reference
@@ -18,7 +18,7 @@ from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 
 from .attention_case import DEVICE, AttentionCase, attention_case, few_sums
-from .parameters import EVERY_DTYPE, slow
+from .parameters import EVERY_DTYPE, examples, slow
 
 
 def run(case: AttentionCase) -> torch.Tensor:
@@ -84,7 +84,7 @@ def test_prefill_scores_far_apart():
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(
     prefixes_and_queries=st.lists(st.tuples(st.integers(0, 100), st.integers(0, 40)), min_size=1, max_size=4),
     kv_heads=st.integers(1, 2),
@@ -129,7 +129,7 @@ def sequence_of_kernel(out_ptr, query_start_loc_ptr, sequences, TOKENS: tl.const
     tl.store(out_ptr + tile, sequence_of(tile, query_start_loc_ptr, sequences, TOKENS))
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(queries=st.lists(st.integers(0, 20), min_size=1, max_size=30), tokens=st.integers(1, 16))
 def test_tiles_cover_every_query_once(queries, tokens):
     starts = torch.tensor([0, *queries]).cumsum(0)
@@ -160,6 +160,23 @@ def test_prefill_int32_ids_and_tables_cut_from_wider_ones():
     assert torch.equal(run(ints), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [16, 48, 80, 96])
+def test_prefill_reads_no_entry_beyond_a_table_of_exact_width(length, dtype):
+    """The context ends with a block, and that of 16, 48 and 80 tokens not with a tile."""
+    check(attention_case([length], [3], spare_blocks=0, kv_heads=1, head_dim=16, dtype=dtype))
+
+
+def test_prefill_reading_too_much_is_reported():
+    """The control of `attention_case`: a slot that was never written is not a number, and a missing block no memory."""
+    case = attention_case([20], [3], kv_heads=1, head_dim=16)
+    assert run(case).isfinite().all()
+    assert run(replace(case, seq_lens=case.seq_lens + 1)).isnan().all(-1).any()
+    if DEVICE == "cpu":  # a GPU would end the process
+        with pytest.raises(triton.runtime.errors.InterpreterError, match="outside the tensors"):
+            run(replace(case, seq_lens=case.seq_lens + 13))
+
+
 def test_prefill_nothing_to_do():
     case = attention_case([0, 20], [0, 0])
     assert run(case).shape == (0, 16, 64)
@@ -167,13 +184,14 @@ def test_prefill_nothing_to_do():
     assert run(replace(none, query_start_loc=case.query_start_loc[:1])).shape == (0, 16, 64)
 
 
-def test_prefill_blocks_beyond_2_to_the_31_elements():
+@pytest.mark.parametrize("ids", [torch.int64, torch.int32])
+def test_prefill_blocks_beyond_2_to_the_31_elements(ids):
     case = attention_case([70], [3], kv_heads=4, group=1, head_dim=128)
     far = 2**31 // case.key_cache[0].numel() + 7
     # On a CPU untouched memory costs nothing: of this pool only the last blocks ever exist.
     pool = torch.empty((far + len(case.key_cache), *case.key_cache.shape[1:]), dtype=case.q.dtype, device=DEVICE)
     pool[far:] = case.key_cache
-    moved = replace(case, block_tables=case.block_tables + far, key_cache=pool, value_cache=pool)
+    moved = replace(case, block_tables=(case.block_tables + far).to(ids), key_cache=pool, value_cache=pool)
     assert torch.equal(run(moved), run(replace(case, value_cache=case.key_cache)))
 
 

@@ -1,9 +1,19 @@
 """The numbers contract itself: what passes, what does not, and what is said about it."""
 
+from types import ModuleType
+
 import pytest
 import torch
 
-from qwen3_kernels.testing.contract import assert_contract, compare, ulps
+from qwen3_kernels.testing.contract import (
+    GUARD,
+    assert_contract,
+    assert_guards,
+    compare,
+    guarded,
+    poisoned_outputs,
+    ulps,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 EXACT = torch.randn(1000, dtype=torch.float64, generator=GENERATOR)
@@ -76,3 +86,44 @@ def test_another_ratio_can_be_asked_for():
     error = (64 * NOISE).round() * ulps(torch.tensor(4.0), torch.bfloat16)
     tensors = (exact + 1.9 * error).bfloat16(), exact, (exact + error).bfloat16()
     assert compare(*tensors)[0] and not compare(*tensors, ratio=2.0)[0]
+
+
+def memory(tensor: torch.Tensor) -> torch.Tensor:
+    """All of the storage that a tensor is a part of."""
+    return tensor.new_empty(0).set_(tensor.untyped_storage())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.int32])
+@pytest.mark.parametrize("beside", [-GUARD, -1, 0, GUARD - 1])
+def test_a_write_beside_a_guarded_tensor_is_reported(dtype, beside):
+    """The element just before and just behind it, and the first and last of the guards."""
+    tensor = guarded(torch.ones(3, 5, dtype=dtype))
+    assert_guards(tensor.fill_(7))
+    memory(tensor)[GUARD + beside + (15 if beside >= 0 else 0)] = 7
+    with pytest.raises(AssertionError, match="written outside the tensor"):
+        assert_guards(tensor)
+
+
+def module_with(op) -> ModuleType:
+    """A module whose `run` is `op` on what its torch makes."""
+    module = ModuleType("module")
+    module.torch, module.run = torch, lambda: op(module.torch)
+    return module
+
+
+@pytest.mark.parametrize("make", ["empty", "empty_like"])
+def test_outputs_are_poisoned(make):
+    """What a kernel does not write is not a number; what it writes beside its output is reported on leaving."""
+    like = {"empty": (4,), "empty_like": (torch.ones(4),)}[make]
+    module = module_with(lambda torch: getattr(torch, make)(*like))
+    with poisoned_outputs(module):
+        out = module.run()
+    assert out.isnan().all() and out.shape == (4,) and module.torch is torch
+    with pytest.raises(AssertionError, match="written outside the tensor"), poisoned_outputs(module):
+        memory(module.run())[GUARD + 4] = 0
+
+
+def test_poisoned_ids_are_out_of_every_range():
+    module = module_with(lambda torch: torch.empty(2, dtype=torch.int64))
+    with poisoned_outputs(module):
+        assert module.run().tolist() == [torch.iinfo(torch.int64).min] * 2

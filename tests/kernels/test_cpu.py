@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from qwen3_kernels.testing.contract import assert_contract, assert_guards, guard
 from qwen3_kernels.weights import Dense
 
 from .attention_case import AttentionCase, attention_case, few_sums
+from .parameters import examples
 
 EPS = 1e-6
 
@@ -174,7 +175,7 @@ def test_prefill_attention_in_the_smallest_blocks(length, queries, dtype, monkey
     check_prefill(attention_case([length], [queries], group=2, head_dim=16, dtype=dtype))
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     prefixes_and_queries=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 150)), min_size=1, max_size=3),
     kv_heads=st.integers(1, 2),
@@ -227,7 +228,7 @@ def wide_weight(x: Tensor) -> Tensor | Dense:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("idle", [None, -1, 1])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(
     ("tokens", "experts", "top_k", "hidden", "inter"),
@@ -242,13 +243,17 @@ def wide_weight(x: Tensor) -> Tensor | Dense:
         (400, 4, 2, 12, 6),
     ],
 )
-def test_moe_experts(tokens, experts, top_k, hidden, inter, padded, even, dtype, monkeypatch):
-    """An even load, and one that leaves an expert without a token and so needs too much padding for many tokens."""
+def test_moe_experts(tokens, experts, top_k, hidden, inter, padded, idle, dtype, monkeypatch):
+    """An even load, and one that leaves the last expert or the second without a token and so needs too much padding
+    for many tokens."""
     if not padded:
         monkeypatch.setattr(cpu, "_MAX_PADDED_WEIGHTS", 0)
     scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(0))
-    scores[:, -1] -= 0 if even else 2
-    check_experts(scores.topk(top_k).indices, experts, hidden, inter, dtype)
+    if idle is not None:
+        scores[:, idle] -= 2
+    expert_ids = scores.topk(top_k).indices
+    assert idle is None or experts - 1 < top_k or idle % experts not in expert_ids
+    check_experts(expert_ids, experts, hidden, inter, dtype)
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 600])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_kernels import linear as package
@@ -12,7 +12,7 @@ from qwen3_kernels.linear import MAX_TOKENS, add_norm_linear, dense, linear, mat
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
-from .parameters import EVERY_DTYPE, slow
+from .parameters import EVERY_DTYPE, examples, slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -261,7 +261,7 @@ def test_weights_beyond_int32(tokens: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     tokens=st.integers(1, MAX_TOKENS + 2),
     outputs=st.integers(1, 50),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from qwen3_kernels.moe.grouped import TILES, Tile, tile_for
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
-from .parameters import EVERY_DTYPE, slow
+from .parameters import EVERY_DTYPE, examples, slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -207,7 +207,7 @@ def test_experts_no_tokens() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.data())
 def test_experts_any_shape(data: st.DataObject) -> None:
     """Not in float32: the reference's own error, rounding alone, can be almost nothing on so few values."""
