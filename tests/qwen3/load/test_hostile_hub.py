@@ -164,6 +164,16 @@ def test_answers_of_what_is_no_hub(fake, tmp_path, answer, words):
     assert SECRET not in message and message.isprintable() and listing(tmp_path) == set()
 
 
+@pytest.mark.parametrize("kind", [ValueError, OSError, KeyError, RuntimeError])
+def test_a_token_in_an_answer_is_not_shown(get, monkeypatch, kind):
+    def fail(*_, **__):
+        raise kind(f"Illegal header value b'Bearer {SECRET}'")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", fail)
+    assert SECRET in refused(lambda: get(token="hf_other")), "the error brings it into the message"
+    assert SECRET not in refused(lambda: get(token=f"{SECRET}\n"), "[the access token]")
+
+
 def test_a_mirror_that_says_404_without_a_reason_has_no_optional_files(fake, get):
     fake.codes = False
     fake.commits["1" * 40] = files(**dict.fromkeys(hub.OPTIONAL), **{"model.safetensors": weights(3)})
