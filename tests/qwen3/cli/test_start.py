@@ -54,6 +54,12 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch):
+    monkeypatch.setattr("qwen3.cli.model.LLM", lambda *arguments, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("qwen3.llm.LLM", lambda *arguments, **options: pytest.fail("a model was loaded"))
+
+
 def words(text: str) -> list[str]:
     """The words of a command line; what follows = is one word."""
     before, equals, value = text.partition("=")

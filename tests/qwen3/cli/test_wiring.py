@@ -241,14 +241,14 @@ def test_names_of_control_tokens_can_stay_text(run, talker, tmp_path, monkeypatc
         (b"x" * 1025, (), "stdin has more than"),
     ],
 )
-def test_a_pipe_that_holds_no_prompt(run, monkeypatch, stdin, words, said):
+def test_a_pipe_that_holds_no_prompt(run, loaded, monkeypatch, stdin, words, said):
     monkeypatch.setattr("qwen3.cli.generate._MAX_BYTES", 1024)
     monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
     code, out, err = run("generate", *words)
     assert code == 2 and out == "" and err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
-def test_a_terminal_that_types_nothing_is_asked_for_a_prompt(run, monkeypatch):
+def test_a_terminal_that_types_nothing_is_asked_for_a_prompt(run, loaded, monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO(b"hi"))
     stdin.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", stdin)
