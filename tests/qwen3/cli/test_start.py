@@ -1,7 +1,10 @@
 """What is said without a model: help, version, and mistakes in the words of a command. None of it imports PyTorch."""
 
+import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +102,12 @@ def test_options_may_be_spelled_as_the_fields(capsys):
     for spelled in ("-m", "--model", "--repo_id", "--repo-id"):
         assert main(["generate", "x", spelled, "./nowhere"]) == 2
         assert "no such model: ./nowhere" in capsys.readouterr().err, spelled
+
+
+def test_the_installed_command_is_there():
+    setup = (Path(__file__).parents[3] / "setup.py").read_text(encoding="utf-8")
+    [(module, function)] = re.findall(r'"console_scripts": \["qwen3=([\w.]+):(\w+)"\]', setup)
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_no_model_no_pytorch():
