@@ -103,13 +103,34 @@ def test_what_stdout_does_not_take_is_one_line(monkeypatch, arguments):
     assert with_streams(monkeypatch, arguments, stdout=io.StringIO()) == 0
 
 
-@pytest.mark.parametrize("stderr", [None, Full()], ids=["closed", "full"])
-def test_without_stderr_the_exit_code_is_the_same(monkeypatch, stderr):
+class Broken(io.StringIO):
+    """A stream that refuses at once, as one without a buffer does."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+STDERRS = {
+    "closed": None,
+    "full": Full(),
+    "broken": Broken(OSError(28, "No space")),
+    "no file": Broken(ValueError("closed")),
+}
+
+
+@pytest.mark.parametrize("stderr", STDERRS.values(), ids=STDERRS)
+def test_without_stderr_the_exit_code_is_the_same(monkeypatch, talker, stderr):
     assert with_streams(monkeypatch, ["generate", "--prompt", ""], stderr=stderr) == 2
     assert with_streams(monkeypatch, ["generate", "--colour", "x"], stderr=stderr) == 2
     out = io.StringIO()
     answer = ["generate", "--prompt", "def f(", "-n", "2", "-m", "tiny", "--temperature", "0", "-v"]
     assert with_streams(monkeypatch, answer, stdout=out, stderr=stderr) == 0 and out.getvalue().strip()
+    chat = ["chat", "-m", talker]
+    assert with_streams(monkeypatch, chat, stdin=io.StringIO(), stdout=io.StringIO(), stderr=stderr) == 0
 
 
 @pytest.mark.parametrize(
@@ -135,12 +156,10 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, said):
 
 
 def test_a_reader_that_went_away_ends_a_command_silently(monkeypatch, capsys):
-    class Gone(io.StringIO):
-        def write(self, text):
-            raise BrokenPipeError
-
-    err = io.StringIO()
-    assert with_streams(monkeypatch, ["--help"], stdout=Gone(), stderr=err) == 0 and err.getvalue() == ""
+    monkeypatch.setattr("qwen3.cli.list.run", lambda args: print("a model") or 0)
+    for stdout in (Broken(BrokenPipeError()), io.StringIO()):
+        err = io.StringIO()
+        assert with_streams(monkeypatch, ["list"], stdout=stdout, stderr=err) == 0 and err.getvalue() == ""
 
 
 def test_a_closed_stream_can_be_looked_at():
