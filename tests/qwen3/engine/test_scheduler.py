@@ -84,7 +84,7 @@ class Serving(RuleBasedStateMachine):
     seen: ClassVar = Counter()  # what happened in all runs
 
     @initialize(
-        num_blocks=st.integers(8, 24),
+        num_blocks=st.integers(6, 16),
         block_size=st.sampled_from([1, 2, 4]),
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 12),
@@ -222,9 +222,7 @@ def serving(max_examples):
             Serving.seen.clear()
             super().runTest()
             print(dict(Serving.seen))
-            assert min(Serving.seen[what] for what in ("preempted", "shared", "found again")) > max_examples, (
-                Serving.seen
-            )
+            assert min(Serving.seen[what] for what in ("preempted", "shared", "found again")) > 10
 
     return Case
 
@@ -293,6 +291,48 @@ def test_the_least_recently_used_end_of_a_text_is_evicted_first():
     assert len(pool.match_prefix(old)) == 2 and len(pool.match_prefix(new)) == 2
     pool.allocate(taker, 12)
     assert len(pool.match_prefix(old)) == 0 and len(pool.match_prefix(new)) == 2
+
+
+def test_a_block_that_is_computed_in_part_is_not_shared():
+    """A prompt is cancelled after a chunk that ends in the middle of its first block."""
+    pool = BlockPool(8, 4)
+    scheduler, blocks = Scheduler(pool, 8, 3), Blocks(pool)
+    broken_off, same = sequence(range(1, 10)), sequence(range(1, 10))
+    scheduler.add(broken_off)
+    blocks.run(scheduler, scheduler.schedule())
+    scheduler.finish(broken_off, "cancelled")
+    scheduler.add(same)
+    scheduler.schedule()
+    assert same.cached_prompt_tokens == 0
+
+
+def test_no_block_of_a_broken_request_stays_in_the_cache():
+    """Two requests end in one step, one of them broken; of three blocks they share the first."""
+    pool = BlockPool(16, 2)
+    scheduler, blocks = Scheduler(pool, 8, 100), Blocks(pool)
+    requests = [sequence([1, 2, 3, 4, 5, 6, 7], 1), sequence([1, 2, 8, 8, 8], 1)]
+    for request in requests:
+        scheduler.add(request)
+    scheduled = scheduler.schedule()
+    assert len(pool._hashes) == 4
+    place = [item.sequence for item in scheduled.sampling].index(requests[0])
+    held = set(requests[0].blocks)
+    blocks.run(scheduler, scheduled, broken=[place])
+    assert [request.finish_reason for request in requests] == ["error", "length"]
+    assert len(pool._hashes) == len(pool._cached) == 1 and not held & set(pool._hashes)
+
+
+def test_after_an_error_everything_runs_again_oldest_first():
+    pool = BlockPool(16, 2)
+    scheduler = Scheduler(pool, 8, 100)
+    requests = [sequence([i + 1, 2, 3]) for i in range(3)]
+    for request in requests:
+        scheduler.add(request)
+    scheduler.schedule()
+    scheduler.recover()
+    assert list(scheduler.waiting) == requests and pool.num_free == pool.num_blocks and not pool._hashes
+    assert [request.preemptions for request in requests] == [1, 1, 1] and not requests[0].blocks
+    assert [item.sequence for item in scheduler.schedule().work] == requests
 
 
 def test_another_model_or_other_tokens_before_share_nothing():
