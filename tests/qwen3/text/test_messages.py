@@ -179,6 +179,16 @@ def test_what_would_be_lost_is_refused_by_its_index(template, messages, said):
     assert said in one_line(lambda: render(messages, template))
 
 
+def test_what_is_lost_is_found_in_a_prompt_with_the_time():
+    times = "{{ messages[0].content }}{{ strftime_now('%f') }}"
+    assert "messages[1]" in one_line(lambda: render([HI, OK], times))
+
+
+def test_null_and_empty_keys_do_not_reach_the_template():
+    text = render([HI | {"tool_calls": [], "name": None}], "{{ messages[0] | tojson }}")
+    assert text == '{"role": "user", "content": "Hi"}'
+
+
 def test_tools_that_would_be_lost_are_refused():
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     assert "tools do not reach" in one_line(lambda: render([HI], "{{ messages[0].content }}", tools=[tool]))
@@ -198,10 +208,8 @@ def test_texts_that_are_repeated_stripped_or_changed_are_not_lost():
     assert render([HI | {"content": "  "}, HI], "{{ messages[1].content }}") == "Hi", "nothing was said"
     thought = [HI, OK | {"content": "<think>long ago</think>"}, HI]
     assert render(thought, QWEN3).count("<think>") == 0, "Qwen3's template drops old reasoning"
-    marked = [HI | {"content": "marker0end markerx"}, OK]
-    assert "messages[1]" in one_line(lambda: render(marked, "{{ messages[0].content }}")), (
-        "texts that look like markers"
-    )
+    marked, first = [OK | {"reasoning": "marker1end"}, HI], "{{ messages[0].content }}{{ messages[0].thinking }}"
+    assert "messages[1]" in one_line(lambda: render(marked, first)), "a text that looks like a marker"
 
 
 def test_a_template_that_refuses_markers_still_loses_nothing():
@@ -299,6 +307,7 @@ def test_a_continued_message_stays_open():
 def test_reasoning_is_continued():
     messages = [HI, {"role": "assistant", "content": "", "reasoning": "so far"}]
     assert render(messages, QWEN3, continue_final_message="reasoning_content").endswith("<think>\nso far")
+    assert render(messages, QWEN3, continue_final_message="reasoning").endswith("<think>\nso far")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What a chat template may cost and reach: bombs end early, in one line, and in the same place on every machine."""
 
+import tracemalloc
+
 import pytest
 
 from qwen3.errors import Qwen3Error
@@ -10,10 +12,14 @@ from .folders import QWEN3, one_line
 from .test_messages import HI, render
 
 GROW = "{% set n = namespace(x='ab', l=[1], d=9) %}{% for i in range(26) %}"
-LISTS = GROW + "{% set n.l = [n.l, n.l] %}{% endfor %}"
+LISTS = (
+    "{% set n = namespace(l=[1], m=[1]) %}{% for i in range(23) %}"
+    "{% set n.l = [n.l, n.l] %}{% set n.m = [n.m, n.m] %}{% endfor %}"
+)
 # Without a bound each takes seconds or hundreds of megabytes, and not more: a bound that is lost is seen, not suffered.
 COSTLY = {
-    "loops": "{% for i in range(99999) %}{% for j in range(999) %}{% endfor %}{% endfor %}",
+    "loops": "{% set r = range(9999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
+    "loops over filters": "{% for i in range(9) %}{% for j in range(99999) | select %}{% endfor %}{% endfor %}",
     "loops that skip": "{% for i in range(9999) %}{% for j in range(9999) if false %}{% endfor %}{% endfor %}",
     "long text in a loop": f"{{% for i in range(9999) %}}{'y' * 9999}{{% endfor %}}",
     "recursive loop": "{% for i in range(99999) recursive %}{{ loop(range(99999)) }}{% endfor %}",
@@ -29,9 +35,9 @@ COSTLY = {
     "squared further": "{% set x = 9 ** 4999 %}{% set x = x * x %}{% set x = x * x %}",
     "power": "{{ 9 ** 99999 > 1 }}",
     "power of a power": "{{ (9 ** 999) ** 99 > 1 }}",
-    "repeated text": "{{ 'a' * 10 ** 8 }}",
-    "repeated constant": "{{ 'a' * 100000000 }}",
-    "repeated from the right": "{{ 10 ** 8 * 'a' }}",
+    "repeated text": "{% set x = 'a' * 10 ** 8 %}",
+    "repeated constant": "{% set x = 'a' * 100000000 %}",
+    "repeated from the right": "{% set x = 10 ** 8 * 'a' %}",
     "repeated list": "{{ ([1] * 10 ** 7) | length }}",
     "repeated bytes": "{{ ('a'.encode() * 10 ** 8) | length }}",
     "lists of lists, printed": LISTS + "{{ n.l }}",
@@ -39,13 +45,13 @@ COSTLY = {
     "lists of lists, joined": LISTS + "{{ ','.join([n.l]) }}",
     "lists of lists, ~": LISTS + "{% set x = n.l ~ '' %}",
     "lists of lists, formatted": LISTS + "{{ '%s' % [n.l] }}",
-    "lists of lists, compared": LISTS + "{{ n.l == [n.l] }}",
-    "lists of lists, tested": LISTS + "{{ n.l is eq([n.l]) }}",
+    "lists of lists, compared": LISTS + "{{ n.l == n.m }}",
+    "lists of lists, tested": LISTS + "{{ n.l is eq(n.m) }}",
     "lists of lists, as a key": LISTS + "{{ {}[n.l] + 1 }}",
     "lists of lists, text": LISTS + "{{ n.l | string | length }}",
     "lists in objects": GROW + "{% set n.l = {'a': n.l, 'b': n.l} %}{% endfor %}{{ n.l.values() }}",
-    "format %": "{{ '%99999999d' % 1 }}",
-    "format % of a width": "{{ '%*d' % (10 ** 8, 1) }}",
+    "format %": "{% set x = '%99999999d' % 1 %}",
+    "format % of a width": "{% set x = '%*d' % (10 ** 8, 1) %}",
     "format filter": "{{ '%99999999d' | format(1) }}",
     "format method": "{{ '{:99999999}'.format(1) }}",
     "format of a width": "{{ '{:{}}'.format(1, 10 ** 8) }}",
@@ -83,6 +89,33 @@ COSTLY = {
 def test_what_takes_too_long_or_grows_too_large_is_refused(name):
     message = one_line(lambda: render([HI], "{{ messages[0].content }}" + COSTLY[name]))
     assert "cannot render these messages" in message and "Error" not in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "join",
+        "join method",
+        "replace",
+        "replace filter",
+        "format method",
+        "format filter",
+        "translate",
+        "zfill",
+        "indent",
+    ],
+)
+def test_what_would_grow_is_refused_before_it_is_made(name):
+    tracemalloc.start()
+    with pytest.raises(Qwen3Error):
+        render([HI], "{{ messages[0].content }}" + COSTLY[name])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_a_width_that_is_an_argument_is_named():
+    assert "a format whose width is an argument" in one_line(lambda: render([HI], COSTLY["format of a width"]))
 
 
 REACHING = [
@@ -135,9 +168,8 @@ def test_ordinary_templates_give_what_jinja_gives(template):
 
 def test_a_long_conversation_is_not_too_much():
     """What a template may cost grows with the conversation, and what it costs does not grow faster."""
-    turn = [HI | {"content": "x" * 30}, {"role": "assistant", "content": "<think>\na\n</think>\n\nok"}]
-    assert len(render(turn * 500 + [HI], QWEN3)) > 30_000
-    assert len(render([HI | {"content": "x" * 2_000_000}], QWEN3)) > 2_000_000
+    assert len(render([HI] * 6000, QWEN3)) == 180_000
+    assert len(render([HI | {"content": "x" * 5_000_000}], QWEN3)) > 5_000_000
 
 
 def test_looking_for_what_is_lost_is_bounded_too():
