@@ -84,7 +84,7 @@ class Serving(RuleBasedStateMachine):
     seen: ClassVar = Counter()  # what happened in all runs
 
     @initialize(
-        num_blocks=st.integers(8, 24),
+        num_blocks=st.integers(6, 16),
         block_size=st.sampled_from([1, 2, 4]),
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 12),
@@ -222,9 +222,7 @@ def serving(max_examples):
             Serving.seen.clear()
             super().runTest()
             print(dict(Serving.seen))
-            assert min(Serving.seen[what] for what in ("preempted", "shared", "found again")) > max_examples, (
-                Serving.seen
-            )
+            assert min(Serving.seen[what] for what in ("preempted", "shared", "found again")) > 10
 
     return Case
 
