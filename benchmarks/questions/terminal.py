@@ -15,6 +15,8 @@ import time
 
 from ..common import REPOSITORY, Answer
 
+RUNS = ("qwen3.cli.main", "qwen3.cli.generate")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default="def fibonacci(n):", help="what the embedded model continues")

@@ -20,7 +20,7 @@ def test_help_lists_every_question_and_imports_none():
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout
-    assert out.splitlines()[-1] == "['benchmarks.__main__', 'benchmarks.common']"
+    assert out.splitlines()[-1] == "['benchmarks.__main__', 'benchmarks.common', 'benchmarks.provenance']"
     for name in runner.MODULES:
         assert any(line.split()[:1] == [name] for line in out.splitlines())
 
