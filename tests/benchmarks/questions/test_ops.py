@@ -111,7 +111,7 @@ def test_bytes_by_hand(op):
     assert all_cases()[op].bytes_moved == BYTES[op]
 
 
-# Per element: square, sum, scale, weight of a norm; one more for an addition; a multiplication and an addition a weight.
+# A norm squares, sums, scales and weighs each element, one more to add; a matmul multiplies and adds for each weight.
 FLOPS = {
     "rms_norm": 4 * 5 * 64,
     "add_rms_norm": 5 * 5 * 64,
