@@ -70,6 +70,7 @@ def test_ratio_and_times_are_those_of_the_processes(monkeypatch, tmp_path):
     row = load.starts(tmp_path, torch.device("cpu"), "cold", 3)
     assert calls == ["evicted", "ours", "evicted", "theirs"] * 4
     assert (row["ours_ms"], row["theirs_ms"], row["ratio"], row["cache"]) == (2000, 6000, 3, "cold")
+    assert (row["ours_load_ms"], row["theirs_load_ms"]) == (1000, 3000)
 
 
 def test_other_first_tokens_are_refused(monkeypatch, tmp_path):
