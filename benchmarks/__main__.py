@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from qwen3.cli.options import Parser
+from qwen3.cli.parser import Parser
 from qwen3.errors import Qwen3Error
 
 from .common import RESULTS, save

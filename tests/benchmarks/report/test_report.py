@@ -85,7 +85,8 @@ FIGURES = {
         for card, size, tokens in (("small", 4, 0), ("large", 8, 2_200_000))
     ],
     "experts": [
-        {"figure": "distinct", "layer": layer, "tokens": n, "batch": batch, "mean": 4 + n - (batch == "neighbours"), "uniform": 4.5 + n}
+        {"figure": "distinct", "layer": layer, "tokens": n, "batch": batch, "mean": 4 + n - (batch == "neighbours"),
+         "uniform": 4.5 + n}
         for layer in (0, 1) for n in (1, 8) for batch in ("unrelated", "neighbours")
     ] + [{"figure": "load", "layer": layer, "tokens_per_expert": [10, 20, 30]} for layer in (0, 1)] + [
         {"figure": "step", "model": "Large", "tokens": n, "weight_bytes": 2e9 * n} for n in (1, 8)
