@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from .engine.params import SamplingParams
     from .engine.request import Completion, Metrics, TokenLogprob
     from .errors import Qwen3Error
-    from .llm import LLM
+    from .llm import LLM, BrokenOff
 
-__all__ = ["LLM", "Completion", "EngineConfig", "Metrics", "Qwen3Error", "SamplingParams", "TokenLogprob"]
+__all__ = ["LLM", "BrokenOff", "Completion", "EngineConfig", "Metrics", "Qwen3Error", "SamplingParams", "TokenLogprob"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "llm",
+    "BrokenOff": "llm",
     "Completion": "engine.request",
     "EngineConfig": "config.engine",
     "Metrics": "engine.request",

@@ -4,6 +4,7 @@ import logging
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,7 +24,7 @@ from .engine.loop import EngineLoop, Handle, Request
 from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
-from .engine.streams import AsyncStream, Stream, raised
+from .engine.streams import AsyncStream, Stream
 from .errors import Qwen3Error, brief
 from .load.resolve import resolve
 from .measure.expert_load import ExpertLoad
@@ -43,8 +44,9 @@ class BrokenOff(Qwen3Error):
 
     def __init__(self, completions: list[Completion]) -> None:
         bad = [i for i, answer in enumerate(completions) if answer.finish_reason == "error"]
-        where = "" if len(completions) == 1 else f"prompt {bad[0]}, one of {len(bad)} of {len(completions)}: "
-        super().__init__(f"the answer broke off: {where}{completions[bad[0]].error}")
+        what = f"{len(bad)} of {len(completions)} answers broke off, the first is prompt {bad[0]}"
+        what = "the answer broke off" if len(completions) == 1 else what
+        super().__init__(f"{what}: {completions[bad[0]].error}")
         self.completions = completions
 
 
@@ -76,7 +78,9 @@ class LLM:
         expert_stats = values.flag(expert_stats, "expert_stats")
         unknown = options.keys() - EngineConfig.__dataclass_fields__.keys()
         if unknown:
-            raise Qwen3Error(f"LLM has no option {min(unknown)!r}: see the fields of qwen3.EngineConfig")
+            near = get_close_matches(min(unknown), EngineConfig.__dataclass_fields__, 1, cutoff=0.75)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise Qwen3Error(f"LLM has no option {min(unknown)!r}: {meant}See the fields of qwen3.EngineConfig")
         self.engine_config = replace(engine_config or EngineConfig(), **options)
         self.folder = resolve(model)
         self.config = model_config(self.folder)
@@ -155,10 +159,18 @@ class LLM:
             self.loop.submit(handles)
             for _ in handles:
                 i, item = ended.get()
-                raised(item)
-                yield i, handles[i].completion()
+                if not isinstance(item, Exception):
+                    yield i, handles[i].completion()
+                elif self._ends_alone(item, handles[i]):
+                    yield i, handles[i].broken_off(item)
+                else:
+                    raise item
         finally:
             self.loop.cancel(handles)
+
+    def _ends_alone(self, error: Exception, handle: Handle) -> bool:
+        """Whether an error ended one request and the others go on: a step that did not fit into memory."""
+        return isinstance(error, Qwen3Error) and not self.loop.closed and handle.sequence.finish_reason == "error"
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """The pieces of the text as they are made; together they are the text that `generate` gives.
@@ -253,7 +265,9 @@ class LLM:
         for field, given in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or ())):
             if any(i >= vocab_size for i in given):
                 raise Qwen3Error(f"{name}: {field} has {max(given)}: the model knows token ids 0 to {vocab_size - 1}")
-        ends = set() if params.ignore_eos else {*self.config.eos_token_ids, *(self._end_of_turn if is_chat else ())}
+        ends = set() if params.ignore_eos else set(self.config.eos_token_ids)
+        if is_chat and not params.ignore_eos:
+            ends |= set(self.tokenizer.end_of_turn_ids)
         reasons: dict[int, int | str] = {i: i for i in params.stop_token_ids if i not in ends}
         if params.stop:
             special = self.tokenizer.special_tokens
@@ -262,18 +276,12 @@ class LLM:
         longest = self._longest(len(ids), params, name)
         return Sequence(ids, sampling, frozenset({*ends, *reasons}), longest, params.logprobs, reasons)
 
-    @cached_property
-    def _end_of_turn(self) -> tuple[int, ...]:
-        token_id = self.tokenizer.eos_token_id
-        return () if token_id is None else (token_id,)
-
     def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """The token ids of each word, at the beginning of a text and after a space where these are other ones."""
         found = []
         for word in words:
-            plain, spaced = (
-                tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in (word, f" {word}")
-            )
+            plain = tuple(self.tokenizer.encode(word, add_special_tokens=False))
+            spaced = tuple(self.tokenizer.encode(f" {word}", add_special_tokens=False))
             if not plain:
                 raise Qwen3Error(f"bad_words has {brief(word)}, which has no token: leave it out")
             found += [plain] if spaced[-len(plain) :] == plain else [plain, spaced]

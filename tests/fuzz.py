@@ -133,7 +133,7 @@ MAY_DIFFER = {
         "original_max_position_embeddings",
     },
     "generation_config.json": {
-        *GENERATION, "bad_words_ids", "max_length", "no_repeat_ngram_size", "suppress_tokens",
+        "", *GENERATION, "bad_words_ids", "max_length", "no_repeat_ngram_size", "suppress_tokens",
     },
     "tokenizer_config.json": {"eos_token", "chat_template"},
     "tokenizer.json": {"added_tokens", "decoder", "model", "normalizer", "post_processor", "pre_tokenizer"},

@@ -57,9 +57,15 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("device", "dtype", "backend"):
             object.__setattr__(self, name, values.text(_name(getattr(self, name)), name))
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_block_size"):
-            self._check(name, values.whole, 1)
-        self._check("num_kv_blocks", values.whole, 1, 10**12)
+        # Bounds far beyond what any memory holds, so that nothing is counted up to them.
+        for name, most in (
+            ("max_model_len", 2**31 - 1),
+            ("max_num_seqs", 2**20),
+            ("max_num_batched_tokens", 2**22),
+            ("kv_block_size", 2**20),
+            ("num_kv_blocks", 10**12),
+        ):
+            self._check(name, values.whole, 1, most)
         self._check("memory_utilization", values.number, 0, 1, above=True)
         for name in ("prefix_caching", "cuda_graphs", "kv_cache"):
             self._check(name, values.flag)

@@ -26,7 +26,7 @@ NO_EFFECT = {
     # What transformers returns beside the tokens, where its cache lies, and what it compiles.
     "cache_config", "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile",
     "low_memory", "max_cache_len", "output_attentions", "output_hidden_states", "output_logits", "output_scores",
-    "prefill_chunk_size", "return_dict_in_generate", "use_cache",
+    "prefill_chunk_size", "return_dict_in_generate", "return_legacy_cache", "use_cache",
     # Speculative decoding, which keeps the distribution of the answer.
     "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind", "is_assistant",
     "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule", "prompt_lookup_num_tokens",

@@ -140,13 +140,13 @@ def _rope(reader: "_Reader", max_positions: int) -> tuple[float, Yarn | None]:
     """Returns theta and YaRN, from rope_theta and rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
     old = reader.take("rope_scaling", _mapping, default={})
     new = reader.take("rope_parameters", _mapping, default={})
-    rope = _Reader(old or new, f"{reader.source}: {'rope_scaling' if old else 'rope_parameters'}", ".")
+    rope = _Reader(dict(old or new), f"{reader.source}: {'rope_scaling' if old else 'rope_parameters'}", ".")
     # transformers forgets the theta of rope_parameters once there is a rope_scaling: here it counts.
-    thetas = (rope.given, reader.given, new)
-    theta = next((t["rope_theta"] for t in thetas if t.get("rope_theta") is not None), None)
-    if theta is None:
+    places = ((rope.given, rope.source), (reader.given, reader.source), (new, f"{reader.source}: rope_parameters"))
+    said = [(given.get("rope_theta"), f"{source}: rope_theta") for given, source in places]
+    thetas = [values.number(theta, name, 1, 1e36, above=True) for theta, name in said if theta is not None]
+    if not thetas:
         raise Qwen3Error(f"{reader.source}: no rope_theta: it differs within this family, so there is no default")
-    theta = values.number(theta, f"{reader.source}: rope_theta", 1, 1e36, above=True)
     rope_type = rope.take("rope_type", values.text, default=rope.take("type", values.text, default="default"))
     if rope_type not in facts.ROPE_USED:
         raise Qwen3Error(f"{rope.source}: rope_type {brief(rope_type)} is not supported, only 'default' and 'yarn'")
@@ -154,7 +154,7 @@ def _rope(reader: "_Reader", max_positions: int) -> tuple[float, Yarn | None]:
         if facts.rope_refused(key, value, rope_type):
             raise Qwen3Error(f"{rope.source}: field {brief(key)} = {brief(value)} is not supported")
     beside = reader.whole("original_max_position_embeddings", 1, default=None)
-    return theta, _yarn(rope, beside, max_positions) if rope_type == "yarn" else None
+    return thetas[0], _yarn(rope, beside, max_positions) if rope_type == "yarn" else None
 
 
 def _yarn(rope: "_Reader", beside: int | None, max_positions: int) -> Yarn:

@@ -6,6 +6,7 @@ name: what the message calls the value, with its file where it has one.
 import math
 import operator
 from collections.abc import Mapping, Sequence, Set
+from numbers import Real
 from typing import Any, NoReturn
 
 from ..errors import Qwen3Error, brief
@@ -38,9 +39,10 @@ def whole(value: Any, name: str, low: int, high: int = 2**31 - 1, wanted: str = 
 
 
 def number(value: Any, name: str, low: float, high: float, wanted: str = "", above: bool = False) -> float:
-    """A finite number of low to high; above: `low` itself is refused."""
+    """A finite number of low to high, NumPy's too; above: `low` itself is refused."""
     wanted = wanted or f"a number {'above' if above else 'from'} {low:g} {'up ' * above}to {high:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
         refuse(value, name, wanted)
     # Compared before it is converted: a whole number may be too large for a float.
     if not low <= value <= high or (above and value == low) or not math.isfinite(value):
@@ -84,8 +86,12 @@ def token_ids(value: Any, name: str, vocab_size: int = 2**31) -> list[int]:
     items = listed(value)
     if isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set, type)) or not isinstance(items, Sequence):
         refuse(value, name, "a list of token ids")
-    if len(items) > _MOST_IDS:  # a range may be endless
-        raise Qwen3Error(f"{name} has {len(items)} token ids: it may have {_MOST_IDS}")
+    try:
+        too_many = len(items) > _MOST_IDS
+    except OverflowError:  # a range of more than 2^63
+        too_many = True
+    if too_many:
+        raise Qwen3Error(f"{name} has more than {_MOST_IDS} token ids")
     items = list(items)
     if all(type(item) is int and 0 <= item < vocab_size for item in items):
         return items

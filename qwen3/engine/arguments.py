@@ -20,6 +20,7 @@ def prompt_list(prompts: Any) -> list[Any]:
     if isinstance(prompts, str):
         return [prompts]
     listed = None if isinstance(prompts, _NO_LISTS) else values.listed(prompts)
+    _refuse_tokenized(prompts, "prompts")
     if not isinstance(listed, Iterable):
         values.refuse(prompts, "prompts", "a text, a list of texts, or lists of token ids; LLM.chat takes messages")
     if not isinstance(listed, Sequence):
@@ -45,11 +46,12 @@ def check_params(params: Any, name: str = "params") -> SamplingParams:
 
 def prompt_ids(prompt: Any, name: str, vocab_size: int, longest: int) -> list[int]:
     """The checked token ids of one prompt, copied."""
+    _refuse_tokenized(prompt, name)
     if isinstance(prompt, (*_NO_LISTS, str)):
         values.refuse(prompt, name, "a list of token ids; LLM.generate takes texts, LLM.chat messages")
     try:
         length = len(prompt)
-    except TypeError:
+    except (TypeError, OverflowError):  # a range of more than 2^63
         values.refuse(prompt, name, "a text or a list of token ids")
     # Before the ids are looked at: a range may be endless.
     if length > longest:
@@ -57,6 +59,12 @@ def prompt_ids(prompt: Any, name: str, vocab_size: int, longest: int) -> list[in
             f"{name} has {length} tokens, the context has room for {longest}: shorten it or raise max_model_len"
         )
     return values.token_ids(prompt, name, vocab_size)
+
+
+def _refuse_tokenized(value: Any, name: str) -> None:
+    """Refuses what transformers' tokenizers return: it may hold padding, and more than ids."""
+    if isinstance(value, Mapping) and "input_ids" in value:
+        raise Qwen3Error(f"{name}: token ids are needed, not what a tokenizer returns: give its input_ids")
 
 
 def _is_token_id(value: Any) -> bool:

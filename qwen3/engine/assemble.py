@@ -78,11 +78,11 @@ def _kv_cache(model: Qwen3, options: EngineConfig, max_model_len: int) -> KVCach
     """A KV cache of options.num_kv_blocks blocks, or of as many as the memory holds."""
     config, device, block_size = model.config, model.device, options.kv_block_size
     block_bytes = block_size * config.kv_bytes_per_token(model.dtype)
-    advice = "lower max_num_batched_tokens or use a smaller model"
     num_blocks = options.num_kv_blocks
     if num_blocks is None:
         longest = -(-max_model_len // block_size)
         step_bytes = _step_bytes(model, options, max_model_len) if device.type == "cuda" else 0
+        advice = "lower max_num_batched_tokens or kv_block_size, or use a smaller model"
         room = kv_cache_bytes(device, options.memory_utilization, step_bytes, longest * block_bytes)
         num_blocks = min(room // block_bytes, options.max_num_seqs * longest)
         if num_blocks < 1:
@@ -90,6 +90,9 @@ def _kv_cache(model: Qwen3, options: EngineConfig, max_model_len: int) -> KVCach
                 f"out of memory: the KV cache needs {gigabytes(block_bytes)} for {block_size} tokens, {device} has "
                 f"{gigabytes(max(0, room))} for it: raise memory_utilization, {advice}"
             )
+    else:
+        advice = "lower num_kv_blocks or kv_block_size, or use a smaller model"
+        require(num_blocks * block_bytes, device, "the KV cache", advice)
     with out_of_memory_is_an_error(num_blocks * block_bytes, device, "the KV cache", advice):
         return KVCache(config, num_blocks, block_size, model.dtype, device)
 
@@ -105,10 +108,21 @@ def _step_bytes(model: Qwen3, options: EngineConfig, max_model_len: int) -> int:
         work.append(Work(Sequence([0] * count, Sampling(), frozenset(), count, blocks=blocks), 0, count, True))
         num_blocks += needed
         left -= count
+    try:
+        return _largest_step(model, options, tuple(work), num_blocks)
+    except torch.OutOfMemoryError:
+        raise Qwen3Error(
+            f"out of memory: a step of {options.max_num_batched_tokens} tokens of {options.max_num_seqs} sequences "
+            f"does not fit on {model.device}: lower max_num_batched_tokens or max_num_seqs, or use a smaller model"
+        ) from None
+
+
+def _largest_step(model: Qwen3, options: EngineConfig, work: tuple[Work, ...], num_blocks: int) -> int:
+    """The GPU memory that one step takes beside weights and KV cache."""
     cache = KVCache(model.config, num_blocks, options.kv_block_size, model.dtype, model.device)
     before = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
-    hidden = model(forward_batch(Scheduled(tuple(work)), options.kv_block_size, model.device), cache)
+    hidden = model(forward_batch(Scheduled(work), options.kv_block_size, model.device), cache)
     model.logits(hidden.states.new_zeros(options.max_num_seqs, model.config.hidden_size))
     step_bytes = torch.cuda.max_memory_allocated(model.device) - before
     del cache, hidden

@@ -19,9 +19,13 @@ class BlockPool:
 
     def __init__(self, num_blocks: int, block_size: int, model: str = "", prefix_caching: bool = True) -> None:
         self.num_blocks, self.block_size, self.prefix_caching = num_blocks, block_size, prefix_caching
-        self.ref_counts = [0] * num_blocks
-        self._free = OrderedDict.fromkeys(range(num_blocks))
         self._root = blake2b(model.encode(), digest_size=16).digest()
+        self.renew()
+
+    def renew(self) -> None:
+        """Makes every block free and without content, whatever was before; sequences must forget theirs."""
+        self.ref_counts = [0] * self.num_blocks
+        self._free = OrderedDict.fromkeys(range(self.num_blocks))
         self._hashes: dict[int, bytes] = {}
         self._cached: dict[bytes, int] = {}
 

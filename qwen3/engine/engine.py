@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qwen3_kernels.ops import NO_TOKEN
 
-from ..errors import Qwen3Error
+from ..errors import Qwen3Error, one_line
 from ..measure.stats import Stats
 from .request import TokenLogprob
 from .runner import ModelRunner, StepInputs
@@ -36,6 +36,11 @@ class StepFailed(Exception):
         self.sequences, self.cause = sequences, cause
 
 
+def as_exception(error: BaseException) -> Exception:
+    """An error that may be raised in the caller's thread: SystemExit and the like would end more than a request."""
+    return error if isinstance(error, Exception) else RuntimeError(f"the engine broke off: {one_line(error)}")
+
+
 class Predicted(NamedTuple):
     """The next step, prepared while the device works; used only if the scheduler then chooses exactly this one."""
 
@@ -53,35 +58,49 @@ class Engine:
     def step(self) -> list[Sampled]:
         """Runs one step of everything that runs and returns what it sampled; nothing when nothing is queued.
 
-        Raises StepFailed, after which the engine goes on.
+        Raises StepFailed for any error or interrupt, after which the engine goes on.
         """
-        scheduled = self.scheduler.schedule()
-        if not scheduled:
-            return []
+        scheduled = None
         try:
+            scheduled = self.scheduler.schedule()
+            if not scheduled:
+                return []
             with self._device():
                 return self._run(scheduled)
-        except Exception as error:
-            self._predicted = None
-            self.scheduler.recover()
-            failed = [item.sequence for item in scheduled.work]
+        except BaseException as error:
+            # Where the scheduler broke off, nobody knows whose step it was to be.
+            failed = list(self.scheduler.live) if scheduled is None else [item.sequence for item in scheduled.work]
+            self.recover()
             for sequence in failed:
                 self.scheduler.finish(sequence, "error")
-            if isinstance(error, torch.OutOfMemoryError):
+            if scheduled is not None and isinstance(error, torch.OutOfMemoryError):
                 advice = "lower max_num_batched_tokens, max_num_seqs or memory_utilization"
                 message = f"out of memory: a step of {scheduled.num_tokens} tokens did not fit: {advice}"
-                error = Qwen3Error(message)
-            raise StepFailed(failed, error) from error
+                raise StepFailed(failed, Qwen3Error(message)) from error
+            raise StepFailed(failed, as_exception(error)) from error
+
+    def recover(self) -> None:
+        """Computes everything that is queued again, after an error or interrupt anywhere."""
+        self._predicted = None
+        self.scheduler.recover()
+
+    def abandon(self) -> None:
+        """Ends everything that is queued, after an error or interrupt anywhere."""
+        self.recover()
+        for sequence in list(self.scheduler.live):
+            self.scheduler.finish(sequence, "error")
 
     @torch.inference_mode()
     def logits(self, sequence: Sequence) -> Tensor:
         """float32 [len(token_ids), V]: the scores after every token, in chunks of max_num_batched_tokens."""
         scheduler, length = self.scheduler, len(sequence.token_ids)
         scheduler.check(length)
-        if not scheduler.reserve(sequence):
-            raise Qwen3Error(f"the KV cache has no room for {length} tokens now: wait until other requests have ended")
         chunk, rows = scheduler.max_num_batched_tokens, []
         try:
+            if not scheduler.reserve(sequence):
+                raise Qwen3Error(
+                    f"the KV cache has no room for {length} tokens now: wait until other requests have ended"
+                )
             with self._device():
                 for start in range(0, length, chunk):
                     work = Work(sequence, start, min(chunk, length - start), samples=False)

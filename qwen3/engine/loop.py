@@ -1,20 +1,28 @@
 """The thread that owns an engine: an inbox in, deltas out."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
-from ..errors import Qwen3Error
+from torch import OutOfMemoryError
+
+from ..errors import Qwen3Error, one_line
 from ..text.stream import TextStream
-from .engine import Engine, Sampled, StepFailed
+from .engine import Engine, Sampled, StepFailed, as_exception
 from .openmp import release_threads
 from .request import Completion, Delta
 from .sequence import Sequence
 
 T = TypeVar("T")
+
+log = logging.getLogger("qwen3")
+
+MOST_FAILURES = 10  # turns in a row that break off, after which the thread ends
 
 _CLOSED = "this LLM was closed before the answer ended"
 
@@ -61,9 +69,23 @@ class Handle:
         assert self.finish_reason is not None, "the answer has not ended yet"
         return self.sequence.completion("".join(self._text), self.finish_reason, self.stop_string)
 
+    def broken_off(self, error: Exception) -> Completion:
+        """What there is of an answer that ended with an error in place of a delta."""
+        self.finish_reason = "error"
+        return replace(self.completion(), error=str(error))
+
+
+class _Message(NamedTuple):
+    """What the engine's thread runs between two steps, and what it calls if that breaks off."""
+
+    run: Callable[[], object]
+    fail: Callable[[Exception], object]
+
 
 class EngineLoop:
     """Runs an engine in a thread of its own. Every method may be called from any thread.
+
+    An error or interrupt at any line of that thread ends the requests that wait, and the thread goes on.
 
     `submit` and `cancel` return at once, also while a step runs: they only put a message into the inbox, which the
     thread empties between two steps.
@@ -71,7 +93,8 @@ class EngineLoop:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Message | None] = SimpleQueue()
+        self._message: _Message | None = None  # the one that is being handled
         self._handles: dict[Sequence, Handle] = {}
         # Held for an instant, never during a step. Reentrant: garbage collection may close a stream while it is held.
         self._sending = threading.RLock()
@@ -79,14 +102,18 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="qwen3-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def submit(self, handles: list[Handle]) -> None:
         """Queues requests, all before the next step."""
-        self._send(lambda: self._add(handles))
+        self._send(_Message(lambda: self._add(handles), lambda error: self._tell(handles, error)))
 
     def cancel(self, handles: Iterable[Handle]) -> None:
         """Ends requests before the next step and frees their blocks; does nothing to those that have ended."""
         with suppress(Qwen3Error):  # a loop that is closed has ended them
-            self._send(lambda: self._drop(handles))
+            self._send(_Message(lambda: self._drop(handles), lambda error: None))
 
     def call(self, function: Callable[[], T]) -> T:
         """Runs `function` in the engine's thread between two steps; waits for its result."""
@@ -94,11 +121,19 @@ class EngineLoop:
 
         def run() -> None:
             try:
-                future.set_result(function())
+                result = function()
             except BaseException as error:
+                if not isinstance(error, (Qwen3Error, OutOfMemoryError)):
+                    self._engine.recover()  # it may have broken off anywhere in the scheduler
+                fail(error)
+            else:
+                future.set_result(result)
+
+        def fail(error: BaseException) -> None:
+            if not future.done():
                 future.set_exception(error)
 
-        self._send(run)
+        self._send(_Message(run, fail))
         return future.result()
 
     def close(self) -> None:
@@ -116,7 +151,7 @@ class EngineLoop:
             for hook in hooks:
                 hook.remove()
 
-    def _send(self, message: Callable[[], object]) -> None:
+    def _send(self, message: "_Message") -> None:
         with self._sending:
             if self._closed:
                 raise Qwen3Error("this LLM is closed: make a new one")
@@ -127,20 +162,41 @@ class EngineLoop:
     def _run(self) -> None:
         reason: Exception = Qwen3Error(_CLOSED)
         try:
-            while self._read_inbox():
-                self._step()
-        except Exception as error:
-            # A defect of the engine itself: nobody must wait for a thread that has ended.
-            reason = error
-            raise
+            failures = 0
+            while failures < MOST_FAILURES:
+                try:
+                    if not self._turn():
+                        break
+                    failures = 0
+                except BaseException as error:
+                    failures += 1
+                    self._break_off(as_exception(error))
+                    if failures == MOST_FAILURES:
+                        reason = as_exception(error)
+                        log.error("the engine ends after %d errors in a row: %s", failures, one_line(error))
         finally:
             with self._sending:
                 self._closed = True
             while not self._inbox.empty():
                 if (message := self._inbox.get()) is not None:
-                    message()
-            for handle in list(self._handles.values()):
-                self._deliver(handle, reason)
+                    message.fail(reason)
+            self._break_off(reason)
+
+    def _turn(self) -> bool:
+        """Handles all messages, then runs a step; False when the loop must end."""
+        if not self._read_inbox():
+            return False
+        self._step()
+        return True
+
+    def _break_off(self, reason: Exception) -> None:
+        """Makes the engine's books anew after an error or interrupt at any line, and tells everybody who waits."""
+        self._engine.abandon()
+        message, self._message = self._message, None
+        if message is not None:
+            message.fail(reason)
+        self._tell(list(self._handles.values()), reason)
+        self._handles.clear()
 
     def _read_inbox(self) -> bool:
         """Handles all messages, and waits for one if the engine has nothing to do; False when the loop must end."""
@@ -149,29 +205,33 @@ class EngineLoop:
             if idle and self._inbox.empty():
                 release_threads()
             try:
-                message = self._inbox.get(block=idle)
+                # Never in a local variable alone, with which an error would lose it.
+                self._message = self._inbox.get(block=idle)
             except Empty:
                 return True
-            if message is None:
+            if self._message is None:
                 return False
-            message()
+            self._message.run()
             # Kept until the next message, it would keep what its caller holds.
-            del message
+            self._message = None
 
     def _step(self) -> None:
         try:
             sampled = self._engine.step()
         except StepFailed as failure:
             for sequence in failure.sequences:
-                self._deliver(self._handles.pop(sequence), failure.cause)
+                self._deliver(self._handles[sequence], failure.cause)
+                self._handles.pop(sequence, None)
             return
         for item in sampled:
             handle = self._handles[item.sequence]
             delta = handle.push(item)
             if delta.finish_reason is not None:
-                del self._handles[item.sequence]
                 self._engine.scheduler.finish(item.sequence, delta.finish_reason)
+            # Until it is delivered an error in this thread would reach the handle.
             self._deliver(handle, delta)
+            if delta.finish_reason is not None:
+                self._handles.pop(item.sequence, None)
 
     def _add(self, handles: list[Handle]) -> None:
         for handle in handles:
@@ -187,6 +247,10 @@ class EngineLoop:
             if self._handles.get(handle.sequence) is handle:
                 del self._handles[handle.sequence]
                 self._engine.scheduler.finish(handle.sequence, "cancelled")
+
+    def _tell(self, handles: list[Handle], reason: Exception) -> None:
+        for handle in handles:
+            self._deliver(handle, reason)
 
     def _deliver(self, handle: Handle, item: Delta | Exception) -> None:
         try:

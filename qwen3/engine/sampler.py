@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qwen3_kernels.ops import NO_TOKEN, Ops
+from qwen3_kernels.ops import Ops
 
 from .inputs import to_device
 from .params import Sampling
@@ -55,7 +55,7 @@ class Sampler:
         """The log-probabilities that each sequence asked for, None for those that asked for none."""
         counts = [sequence.num_logprobs for sequence in sequences]
         return [
-            None if count is None or token == NO_TOKEN else _logprob(logits[row], token, count)
+            None if count is None else _logprob(logits[row], token, count)
             for row, (count, token) in enumerate(zip(counts, token_ids))
         ]
 

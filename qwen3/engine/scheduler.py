@@ -78,6 +78,7 @@ class Scheduler:
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
+        self.live: dict[Sequence, None] = {}  # all that were added and have not ended, oldest first
 
     @property
     def idle(self) -> bool:
@@ -97,6 +98,7 @@ class Scheduler:
         self.check(sequence.max_length)
         if sequence.added:
             raise Qwen3Error("a prepared request is answered once: prepare the prompt again")
+        self.live[sequence] = None
         sequence.added = True
         self.waiting.append(sequence)
 
@@ -184,6 +186,7 @@ class Scheduler:
         if sequence.finish_reason is not None:
             return
         sequence.finish_reason = reason
+        self.live.pop(sequence, None)
         for queue in (self.waiting, self.running):
             if sequence in queue:
                 queue.remove(sequence)
@@ -194,10 +197,16 @@ class Scheduler:
         return self.pool.allocate(sequence, len(sequence.token_ids))
 
     def recover(self) -> None:
-        """Requeues everything after a step that failed: what the step has written is unknown, so nothing is reused."""
-        while self.running:
-            self._preempt(self.running.pop())
-        self.pool.reset_prefix_cache()
+        """Requeues everything after an error or interrupt at any line, here, in the pool or in a step.
+
+        What a step has written is unknown and the books may be half made, so they are made anew and nothing is reused.
+        """
+        self.pool.renew()
+        self.live = {sequence: None for sequence in self.live if sequence.finish_reason is None}
+        for sequence in self.live:
+            sequence.preemptions += bool(sequence.blocks)
+            sequence.blocks, sequence.num_cached_blocks = [], 0
+        self.waiting, self.running = deque(self.live), []
 
     def reset_prefix_cache(self) -> None:
         """Shares nothing that was computed so far with later sequences."""

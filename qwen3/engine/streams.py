@@ -59,7 +59,7 @@ class AsyncStream:
         return _completion(self._handles[0]) if self._handles else None
 
 
-def raised(item: Delta | Exception) -> Delta:
+def _raised(item: Delta | Exception) -> Delta:
     """Returns a delta; raises what came in place of one."""
     if isinstance(item, Exception):
         raise item
@@ -75,7 +75,7 @@ def _pieces(loop: EngineLoop, handle: Handle, arrived: SimpleQueue[Delta | Excep
         loop.submit([handle])
         delta = None
         while delta is None or delta.finish_reason is None:
-            delta = raised(arrived.get())
+            delta = _raised(arrived.get())
             if delta.text:
                 yield delta.text
         if delta.error is not None:
@@ -96,7 +96,7 @@ async def _async_pieces(loop: EngineLoop, prepare: Callable[[], Request], handle
         loop.submit(handles)
         delta = None
         while delta is None or delta.finish_reason is None:
-            delta = raised(await arrived.get())
+            delta = _raised(await arrived.get())
             if delta.text:
                 yield delta.text
         if delta.error is not None:

@@ -11,27 +11,10 @@ ROLES = ("system", "user", "assistant", "tool")
 # Keys under which clients send the reasoning of a message; templates read the first.
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # Keys that say nothing to the model; templates need not read them.
-SILENT_KEYS = frozenset(
-    [
-        "annotations",
-        "audio",
-        "created",
-        "created_at",
-        "finish_reason",
-        "id",
-        "index",
-        "logprobs",
-        "name",
-        "object",
-        "status",
-        "stop_reason",
-        "timestamp",
-        "tool_call_id",
-        "train",
-        "type",
-        "weight",
-    ]
-)
+SILENT_KEYS = frozenset((
+    "annotations", "audio", "created", "created_at", "finish_reason", "id", "index", "logprobs", "name", "object",
+    "status", "stop_reason", "timestamp", "tool_call_id", "train", "type", "weight",
+))  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -48,7 +31,10 @@ def normalize(messages: Any, template_strings: Container[str]) -> list[dict]:
 
 def _message(message: Any, name: str, template_strings: Container[str]) -> dict:
     if callable(getattr(message, "model_dump", None)):  # as OpenAI's client returns them
-        message = message.model_dump()
+        try:
+            message = message.model_dump()
+        except Exception as error:  # any object has come here
+            raise Qwen3Error(f"{name} cannot be read as a message: {one_line(error)}") from None
     if not isinstance(message, dict):
         raise Qwen3Error(f"{name} is a {type(message).__name__}, a dict with role and content is needed")
     message = {key: value for key, value in plain(name, message).items() if value is not None}

@@ -17,39 +17,37 @@ import jinja2.utils
 from jinja2 import meta, nodes, pass_context
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import Qwen3Error
 
-# About a second of work; the second is for each character of the conversation.
-_UNITS, _UNITS_PER_CHARACTER = 30_000_000, 100
+# About half a second of work; the second is for each character of the conversation.
+_UNITS, _UNITS_PER_CHARACTER = 10_000_000, 100
 # What an iteration, a call or a filter costs beside the characters that it touches.
 _STEP = 100
-_MAX_TEMPLATE = 1_000_000
+_MAX_TEMPLATE = 100_000
 # Widths, indents and counts that a template may name, and the digits of its numbers.
 _MAX_WIDTH, _MAX_DIGITS = 100_000, 10_000
+# fmt: off
 # Filters and methods whose result can have the product of the sizes that go in, and those that take a width.
-_GROWING = frozenset(["format", "format_map", "join", "replace", "sum", "translate", "xmlattr"])
-_WIDE = frozenset(
-    [
-        "batch",
-        "center",
-        "expandtabs",
-        "indent",
-        "ljust",
-        "rjust",
-        "round",
-        "slice",
-        "to_bytes",
-        "tojson",
-        "truncate",
-        "wordwrap",
-        "zfill",
-    ]
-)
+_GROWING = frozenset(("format", "format_map", "join", "replace", "sum", "translate", "xmlattr"))
+_WIDE = frozenset((
+    "batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "to_bytes", "tojson", "truncate",
+    "wordwrap", "zfill",
+))
 # Filters that take longer for an item than others do.
-_SLOW = frozenset(["dictsort", "groupby", "pprint", "sort", "unique", "urlize", "wordwrap"])
+_SLOW = frozenset(("dictsort", "groupby", "pprint", "sort", "unique", "urlize", "wordwrap"))
+# Filters and tests that do not look into the items of a list.
+_SHALLOW_FILTERS = frozenset((
+    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list", "map", "random", "reject",
+    "rejectattr", "reverse", "select", "selectattr", "slice",
+))
+_SHALLOW_TESTS = frozenset((
+    "boolean", "callable", "defined", "even", "false", "float", "integer", "iterable", "mapping", "none", "number",
+    "odd", "sameas", "sequence", "string", "true", "undefined",
+))
+# fmt: on
 _TOO_MUCH = "it takes too much time or memory"
 _BUDGET = "the budget of this rendering"
 
@@ -60,7 +58,7 @@ class Budget:
     def __init__(self, values: dict[str, Any], further: int) -> None:
         # By id, with the value itself, so that no other one gets its id.
         self._sizes: dict[int, tuple[Any, int]] = {}
-        self.left = _UNITS + _UNITS_PER_CHARACTER * self.size(values) + further
+        self.total = self.left = _UNITS + _UNITS_PER_CHARACTER * self.size(values) + further
 
     def charge(self, units: int) -> None:
         self.left -= units
@@ -85,10 +83,18 @@ class Budget:
             self._sizes[id(value)] = value, 1 + sum(1 + self.size(part) for part in parts)
         return self._sizes[id(value)][1]
 
-    def call(self, name: str, subject: Any, arguments: tuple, function: Callable[[], Any]) -> Any:
-        """Pays for a filter, a test or a function before it runs, and for what it returns."""
-        size, extra = self.size(subject), sum(map(self.size, arguments))
-        self.charge(_STEP + extra + size * (20 if name in _SLOW else 1))
+    def length(self, value: Any) -> int:
+        """How many characters or items a value has, without what the items hold."""
+        return len(value) if hasattr(value, "__len__") else self.size(value)
+
+    def call(self, name: str, deep: bool, subject: Any, arguments: tuple, function: Callable[[], Any]) -> Any:
+        """Pays for a filter, a test or a function before it runs, and for what it returns.
+
+        deep: it looks into the items of lists.
+        """
+        measure = self.size if deep else self.length
+        size, extra = measure(subject), sum(map(measure, arguments))
+        self.charge(_STEP + extra + size * (60 if name in _SLOW else 1))
         growth = 0
         if name in _GROWING:
             growth = extra + _widths(subject) * name.startswith("format")
@@ -105,12 +111,12 @@ class Budget:
         made = function()
         if isinstance(made, Iterator):
             return self._counted(made)
-        self.charge(self.size(made))
+        self.charge(self.length(made))
         return made
 
     def _counted(self, items: Iterator) -> Iterator:
         for item in items:
-            self.charge(_STEP + self.size(item))
+            self.charge(_STEP + self.length(item))
             yield item
 
 
@@ -159,10 +165,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         del self.globals["lipsum"]
         self.globals.update(raise_exception=_raise_exception, strftime_now=None, namespace=_Namespace)
-        for table in (self.filters, self.tests):
+        for table, shallow in ((self.filters, _SHALLOW_FILTERS), (self.tests, _SHALLOW_TESTS)):
             for name, function in list(table.items()):
-                table[name] = _paid(name, function)
-        self.filters[_WEIGH], self.filters[_LOOP] = _weigh, _pay_loop
+                table[name] = _paid(name, name not in shallow, function)
+        self.filters |= {_WEIGH: _weigh, _SLICE: _pay_slice, _LOOP: _pay_loop}
 
     def compiled(self, source: str) -> Compiled:
         if len(source) > _MAX_TEMPLATE:
@@ -170,11 +176,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         tree = self.parse(source)
         strings = {part.value for part in tree.find_all(nodes.Const) if isinstance(part.value, str)}
         variables = frozenset(meta.find_undeclared_variables(tree))
-        return Compiled(self.from_string(source), variables, frozenset(strings), len(source))
+        return Compiled(self.from_string(tree), variables, frozenset(strings), len(source))
 
-    def run(self, template: Compiled, values: dict[str, Any], now: datetime) -> str:
-        """Renders within a budget that goes by the size of the values; `now` is the time that the template sees."""
-        budget = Budget(values, len(values["messages"]) * (5000 + 5 * min(template.length, 20_000)))
+    def budget(self, template: Compiled, values: dict[str, Any]) -> Budget:
+        """What rendering may cost: it goes by the size of the values, and by the length of the template."""
+        return Budget(values, len(values["messages"]) * (5000 + 5 * min(template.length, 20_000)))
+
+    def run(self, template: Compiled, values: dict[str, Any], budget: Budget, now: datetime) -> str:
+        """Renders; `now` is the time that the template sees."""
         helpers = {_BUDGET: budget, "strftime_now": lambda pattern: now.strftime(pattern)}
         return template.template.render(values | helpers)
 
@@ -193,7 +202,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 operand.expr = _filtered(operand.expr, _WEIGH)
         for item in tree.find_all(nodes.Getitem):
             if isinstance(item.arg, nodes.Slice):
-                item.node = _filtered(item.node, _WEIGH)
+                item.node = _filtered(item.node, _SLICE)
             elif not isinstance(item.arg, nodes.Const):
                 item.arg = _filtered(item.arg, _WEIGH)
         return tree
@@ -221,10 +230,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if name in ("format", "format_map"):
             subject = getattr(__obj, "__wrapped__", __obj).__self__
         call = super().call
-        return budget.call(name, subject, given, lambda: call(__context, __obj, *args, **kwargs))
+        if isinstance(__obj, Macro):  # takes longer than a filter
+            budget.charge(5 * _STEP)
+        # A function of the template pays for what it does itself.
+        deep = not isinstance(__obj, Macro | LoopContext | type)
+        return budget.call(name, deep, subject, given, lambda: call(__context, __obj, *args, **kwargs))
 
 
-_WEIGH, _LOOP = "weigh a value", "pay for a loop"
+_WEIGH, _SLICE, _LOOP = "weigh a value", "pay for a slice", "pay for a loop"
 
 
 def _filtered(node: nodes.Node, name: str, *arguments: nodes.Expr) -> nodes.Filter:
@@ -233,9 +246,16 @@ def _filtered(node: nodes.Node, name: str, *arguments: nodes.Expr) -> nodes.Filt
 
 @pass_context
 def _weigh(context: Context, value: Any) -> Any:
-    """Pays for a value that is made into text, compared or cut."""
+    """Pays for a value that is made into text or compared."""
     budget = context[_BUDGET]
     budget.charge(budget.size(value))
+    return value
+
+
+@pass_context
+def _pay_slice(context: Context, value: Any) -> Any:
+    budget = context[_BUDGET]
+    budget.charge(budget.length(value))
     return value
 
 
@@ -250,7 +270,7 @@ def _pay_loop(context: Context, value: Any, units: int) -> Any:
     return value
 
 
-def _paid(name: str, function: Callable) -> Callable:
+def _paid(name: str, deep: bool, function: Callable) -> Callable:
     """A filter or a test that pays; Jinja hands it what the original asks for."""
     passed = getattr(function, "jinja_pass_arg", None)
 
@@ -259,7 +279,7 @@ def _paid(name: str, function: Callable) -> Callable:
         first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
         before, value = () if passed is None else (first[passed.name],), _listed(name, value)
         given = (*args, *kwargs.values())
-        return context[_BUDGET].call(name, value, given, lambda: function(*before, value, *args, **kwargs))
+        return context[_BUDGET].call(name, deep, value, given, lambda: function(*before, value, *args, **kwargs))
 
     return pass_context(paid)
 

@@ -1,6 +1,7 @@
 """Chat templates: render a conversation in the format that the model was trained on; what would get lost is refused."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,14 +17,17 @@ from .sandbox import Compiled, Sandbox
 _OPTIONS: dict[str, tuple] = {
     "chat_template": (None,),
     "max_length": (None,),
-    "padding": (False, None),
+    "padding": (False,),
     "return_assistant_tokens_mask": (False,),
     "return_dict": (False,),
     "return_tensors": (None,),
+    "sanitize_control_tokens": (False,),
     "tokenizer_kwargs": (None,),
-    "truncation": (False, None),
+    "truncation": (False,),
 }
 _TAIL = "end"
+# How many times what one rendering may cost is spent on looking for what is lost.
+_CHECKS = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,26 @@ class _Prompt:
     tools: list[dict] | None
     variables: dict[str, Any]
     add_generation_prompt: bool
+
+
+class _Runs:
+    """Renders what one call needs, all at one time of day, and counts what that costs.
+
+    budgets: how many times the budget of a rendering was spent.
+    """
+
+    def __init__(self, sandbox: Sandbox, template: Compiled, named_tokens: dict[str, str]) -> None:
+        self._sandbox, self._template, self._named_tokens = sandbox, template, named_tokens
+        self._now, self.budgets = datetime.now(), 0.0
+
+    def __call__(self, prompt: _Prompt) -> str:
+        values = {**self._named_tokens, "documents": None, **prompt.variables, "messages": prompt.messages}
+        values |= {"tools": prompt.tools, "add_generation_prompt": prompt.add_generation_prompt}
+        budget = self._sandbox.budget(self._template, values)
+        try:
+            return self._sandbox.run(self._template, values, budget, self._now)
+        finally:
+            self.budgets += 1 - budget.left / budget.total
 
 
 class ChatTemplate:
@@ -70,14 +94,7 @@ class ChatTemplate:
             normalize(messages, template.strings), tool_schemas(tools), plain("a template variable", variables), adds
         )
 
-        now = datetime.now()
-
-        def run(prompt: _Prompt) -> str:
-            values = {**self._named_tokens, "documents": None, **prompt.variables, "messages": prompt.messages}
-            values |= {"tools": prompt.tools, "add_generation_prompt": prompt.add_generation_prompt}
-            return self._sandbox.run(template, values, now)
-
-        marker = _marker(prompt)
+        run, marker = _Runs(self._sandbox, template, self._named_tokens), _marker(prompt)
         try:
             prompt = replace(prompt, messages=_join_parts(run, prompt, marker, joined=protect is not None))
             text = run(prompt)
@@ -131,17 +148,17 @@ class ChatTemplate:
 
     def _check_variables(self, variables: dict[str, Any], read: frozenset[str], tokenize: bool) -> None:
         """Refuses a variable that the template does not read, and an option of transformers that is not done here."""
+        done = _OPTIONS | {"tokenize": (tokenize,)}
         for name, value in list(variables.items()):
-            if name in read and name not in ("messages", "tools", "add_generation_prompt"):
+            if value is None:  # not said
+                del variables[name]
+            elif name in read and name not in ("messages", "tools", "add_generation_prompt"):
                 if name == "enable_thinking":
                     flag(value, name)
-                continue
-            done = (*_OPTIONS.get(name, ()), *((tokenize,) if name == "tokenize" else ()))
-            if any(value is neutral for neutral in done):
+            elif name in done:
+                if not any(value is neutral for neutral in done[name]):
+                    raise Qwen3Error(f"{name} is {brief(value)}: only {done[name][0]} is done here")
                 del variables[name]
-            elif name in _OPTIONS or name == "tokenize":
-                wanted = " or ".join(map(str, done))
-                raise Qwen3Error(f"{name} is {brief(value)}: only {wanted} is supported here")
             elif name == "enable_thinking":
                 raise Qwen3Error(
                     f"{self._source}: the chat template has no switch for thinking: leave out enable_thinking"
@@ -157,7 +174,7 @@ class ChatTemplate:
 def _adds_prompt(add_generation_prompt: Any, continue_final_message: Any) -> bool:
     if add_generation_prompt is not None:
         flag(add_generation_prompt, "add_generation_prompt")
-    if not isinstance(continue_final_message, str):
+    if not isinstance(continue_final_message, str) or not continue_final_message:
         flag(continue_final_message, "continue_final_message")
     if continue_final_message and add_generation_prompt:
         raise Qwen3Error("add_generation_prompt opens a new message, continue_final_message the last: give one of them")
@@ -172,7 +189,7 @@ def _marker(prompt: _Prompt) -> str:
     return marker
 
 
-def _join_parts(run: Callable[[_Prompt], str], prompt: _Prompt, marker: str, joined: bool) -> list[dict]:
+def _join_parts(run: _Runs, prompt: _Prompt, marker: str, joined: bool) -> list[dict]:
     """Returns messages whose lists of texts are joined by line ends, unless the template goes through such lists.
 
     It does if each text reaches the prompt, and a key that templates do not know does not: then it prints the list.
@@ -202,29 +219,30 @@ def _join_parts(run: Callable[[_Prompt], str], prompt: _Prompt, marker: str, joi
     return [typed(i, message, False) for i, message in enumerate(prompt.messages)]
 
 
-def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, marker: str) -> None:
+def _require_shown(run: _Runs, prompt: _Prompt, text: str, marker: str) -> None:
     """Raises Qwen3Error for the first thing that does not reach the prompt: a message's text, a call, a key, a tool.
 
     All are replaced by markers in one rendering; what is not found there is replaced alone, and is lost if the text
     stays as it is. So templates may strip texts, cut them, and drop reasoning that is old.
     """
-    marked, changes = list(prompt.messages), {}
+    marked, changes = list(prompt.messages), list[tuple[int, str, dict]]()
     for i, message in enumerate(prompt.messages):
-        for name, change in _changes(message, f"{marker}{i}").items():
+        for name in _parts(message):
+            change = _changed(message, name, f"{marker}{len(changes)}{_TAIL}")
             marked[i] = marked[i] | change
-            changes[i, name] = change
-    tools = [_with(tool, name=f"{marker}tool{_TAIL}") for tool in prompt.tools or ()] or prompt.tools
-    seen = _rendered(run, replace(prompt, messages=marked, tools=tools)) or ""
-    for (i, name), change in changes.items():
-        if f"{marker}{i}{name}{_TAIL}" in seen:
+            changes.append((i, name, change))
+    tools = [_with(tool, name=f"{marker}{len(changes)}{_TAIL}") for tool in prompt.tools or ()] or prompt.tools
+    text_of_marks = _rendered(run, replace(prompt, messages=marked, tools=tools)) or ""
+    seen = set(map(int, re.findall(rf"{marker}(\d+){_TAIL}", text_of_marks)))
+    for number, (i, name, change) in enumerate(changes):
+        if number in seen or run.budgets > _CHECKS:
             continue
         alone = [message | change if i == j else message for j, message in enumerate(prompt.messages)]
         if _rendered(run, replace(prompt, messages=alone)) == text:
-            raise Qwen3Error(
-                f"{_WHAT.get(name, f'the key {brief(name)}')} of messages[{i}], whose role is "
-                f"{brief(prompt.messages[i]['role'])}, does not reach the prompt: this model's template leaves it out"
-            )
-    if tools and f"{marker}tool{_TAIL}" not in seen and _rendered(run, replace(prompt, tools=None)) == text:
+            what, role = _WHAT.get(name, f"the key {brief(name)}"), brief(prompt.messages[i]["role"])
+            lost = f"{what} of messages[{i}], whose role is {role}, does not reach the prompt"
+            raise Qwen3Error(f"{lost}: this model's chat template leaves it out")
+    if tools and len(changes) not in seen and _rendered(run, replace(prompt, tools=None)) == text:
         raise Qwen3Error("tools do not reach the prompt: this model's chat template has no place for them")
     if prompt.add_generation_prompt and prompt.variables.get("enable_thinking") is False:
         thinking = replace(prompt, variables=prompt.variables | {"enable_thinking": True})
@@ -232,31 +250,32 @@ def _require_shown(run: Callable[[_Prompt], str], prompt: _Prompt, text: str, ma
             raise Qwen3Error("the chat template has no switch for thinking: leave out enable_thinking (--no-thinking)")
 
 
-_WHAT = {"content": "the text", "calls": "the tool call"}
+_WHAT = {"content": "the text", "tool_calls": "the tool call"}
 
 
-def _rendered(run: Callable[[_Prompt], str], prompt: _Prompt) -> str | None:
+def _rendered(run: _Runs, prompt: _Prompt) -> str | None:
     try:
         return run(prompt)
     except Exception:  # markers are not what the template expects
         return None
 
 
-def _changes(message: dict, marker: str) -> dict[str, dict]:
-    """The keys of a message that put a marker in the place of what it says, by what that is."""
-    changes: dict[str, dict] = {}
-    content, mark = message["content"], f"{marker}content{_TAIL}"
-    if isinstance(content, str) and content.strip():
-        changes["content"] = {"content": mark}
-    elif isinstance(content, list):
-        changes["content"] = {"content": [{"type": "text", "text": mark}]}
-    if calls := message.get("tool_calls"):
-        mark = f"{marker}calls{_TAIL}"
-        changes["calls"] = {"tool_calls": [_with(call, name=mark, arguments={mark: mark}) for call in calls]}
-    for key in message.keys() - {"role", "content", "tool_calls", *REASONING_KEYS} - SILENT_KEYS:
-        if message[key] not in ("", [], {}, False):
-            changes[key] = {key: f"{marker}{key}{_TAIL}"}
-    return changes
+def _parts(message: dict) -> list[str]:
+    """The keys of a message that say something to the model; not reasoning, for templates drop what is old."""
+    parts = [key for key in ("content", "tool_calls") if message.get(key)]
+    if isinstance(message["content"], str) and message["content"].isspace():
+        parts.remove("content")
+    further = message.keys() - {"role", "content", "tool_calls", *REASONING_KEYS} - SILENT_KEYS
+    return parts + [key for key in sorted(further) if message[key] not in ("", [], {}, False)]
+
+
+def _changed(message: dict, name: str, mark: str) -> dict:
+    """The new value of a key of a message: the same as before with a marker in it."""
+    if name == "tool_calls":
+        return {name: [_with(call, name=mark, arguments={mark: mark}) for call in message[name]]}
+    if name == "content" and isinstance(message[name], list):
+        return {name: [{"type": "text", "text": mark}]}
+    return {name: mark}
 
 
 def _with(call: dict, **changes: Any) -> dict:

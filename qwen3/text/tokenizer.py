@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from ..config.files import is_there, read_text
-from ..config.values import flag, token_ids
+from ..config.values import flag, token_ids, whole
 from ..config.values import text as checked_text
 from ..errors import Qwen3Error, brief, one_line
 from .template import ChatTemplate
@@ -144,11 +144,14 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Returns the text of ids; invalid UTF-8 becomes U+FFFD, an id without a token an empty string."""
         flag(skip_special_tokens, "skip_special_tokens")
-        known = token_ids(ids, "ids")
+        simple = type(ids) is list and all(type(i) is int and 0 <= i < 2**31 for i in ids)
+        known = ids if simple else token_ids(ids, "ids")
         return b"".join(self.token_bytes(i, skip_special_tokens) for i in known).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int, skip_special_tokens: bool = False) -> bytes:
         """Returns the bytes of one id; a character may need several tokens."""
+        if type(token_id) is not int or not 0 <= token_id < 2**31:
+            token_id = whole(token_id, "token_id", 0)
         if (added := self._added.get(token_id)) is not None:  # stored as plain text, whatever letters it has
             return b"" if skip_special_tokens and token_id in self._special else added
         token = self._backend.id_to_token(token_id) or ""

@@ -73,7 +73,9 @@ def test_prompts_may_stand_in_any_list(llm):
 @pytest.mark.parametrize(
     "prompts, message",
     [
-        ({"input_ids": [1]}, "prompts is .*'input_ids'.*: it must be a text, a list of texts, or lists of token ids"),
+        ({"input_ids": [1]}, "prompts: token ids are needed, not what a tokenizer returns: give its input_ids"),
+        ([{"input_ids": [1]}], "the prompt: token ids are needed, .* give its input_ids"),
+        ({"prompt": "x"}, "prompts is .*'prompt'.*: it must be a text, a list of texts, or lists of token ids"),
         ([{"role": "user", "content": "x"}], "the prompt is .*'role'.*LLM.chat messages"),
         (["a", {"role": "user"}], "prompt 1 is .*LLM.chat messages"),
         ([1, "a"], r"prompts?\[1\] is 'a'|the prompt\[1\] is 'a'"),

@@ -1,15 +1,19 @@
 """Why an answer ends: end-of-text ids of every file, stop tokens, stop strings, its longest; what its text holds."""
 
+import asyncio
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+import torch
 
-from qwen3 import LLM, Qwen3Error, SamplingParams
+from qwen3 import LLM, BrokenOff, Qwen3Error, SamplingParams
 
 from .rigged import CONTEXT, END, MORE, write_walk
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=9)
+B = 65  # the token of "b" in write_walk's tokenizer
 WALK = ["a", "b", END, "c", MORE, "d"]
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 CHAT = [{"role": "user", "content": "xa"}]
@@ -93,7 +97,6 @@ def test_the_end_of_text_ids_of_both_files_end_every_answer(tmp_path):
         ({"stop": "b", "min_tokens": 1}, ("bcda", "stop", "b")),
         ({"stop": "b", "min_tokens": 8}, ("bcdabc", "length", None)),
     ],
-    ids=str,
 )
 def test_the_text_and_what_ended_it(llm, params, expected):
     assert ended(llm, **params) == expected
@@ -139,3 +142,101 @@ def test_ids_that_the_model_does_not_know_are_refused(llm):
         with pytest.raises(Qwen3Error, match=r"320: the model knows token ids 0 to 319"):
             llm.generate("a", replace(GREEDY, **params))
         llm.check("a", replace(GREEDY, stop_token_ids=[319], logit_bias={319: 1}))
+
+
+@pytest.fixture
+def breaking(folder):
+    """A model whose scores are not finite after "c"."""
+    with LLM(folder, device="cpu", max_num_seqs=3) as llm:
+        llm.model.embedding.weight.data[llm.tokenizer.encode("c")[0]] = float("nan")
+        yield llm
+
+
+def test_an_answer_that_breaks_off_is_an_error_that_holds_all_answers(breaking):
+    short = replace(GREEDY, max_new_tokens=2)
+    prompts, params = ["x", "a", "a"], [short, GREEDY, short]
+    with pytest.raises(
+        BrokenOff, match="1 of 3 answers broke off, the first is prompt 1: the scores of token 4 .* not finite"
+    ) as caught:
+        breaking.generate(prompts, params)
+    first, bad, last = caught.value.completions
+    assert (bad.text, bad.finish_reason, bad.stop_reason) == ("bc", "error", None) and "not finite" in bad.error
+    assert told(last) == ("b", "length", None) and first.error is last.error is None and len(first.token_ids) == 2
+    each = dict(breaking.generate_each(prompts, params))
+    assert [each[i].error for i in range(3)] == [None, bad.error, None]
+    with pytest.raises(Qwen3Error, match="broke off: the scores of token 4"):
+        breaking.chat([{"role": "user", "content": "a"}], replace(GREEDY, ignore_eos=True))
+
+
+def test_a_stream_that_breaks_off_raises_after_its_text(breaking):
+    stream, text = breaking.stream("a", GREEDY), []
+    with pytest.raises(Qwen3Error, match="the scores of token 4 .* not finite"):
+        text.extend(stream)
+    assert "".join(text) == "bc" and told(stream.completion) == ("bc", "error", None)
+
+    async def read():
+        pieces, text = breaking.stream_async("a", GREEDY), []
+        assert pieces.completion is None
+
+        async def gather():
+            async for piece in pieces:
+                text.append(piece)
+
+        with pytest.raises(Qwen3Error, match="the scores of token 4 .* not finite"):
+            await gather()
+        return "".join(text), told(pieces.completion)
+
+    assert asyncio.run(read()) == ("bc", ("bc", "error", None))
+
+
+def test_a_step_that_does_not_fit_costs_only_its_own_requests(folder, monkeypatch):
+    with LLM(folder, device="cpu", max_num_seqs=1) as llm:
+        expected, forward = llm.generate("a", GREEDY)[0].token_ids, llm.model.layers[0].forward
+        llm.reset_prefix_cache()
+
+        def fail(*arguments):
+            monkeypatch.setattr(llm.model.layers[0], "forward", forward)
+            raise torch.OutOfMemoryError("no room")
+
+        monkeypatch.setattr(llm.model.layers[0], "forward", fail)
+        with pytest.raises(
+            BrokenOff, match="1 of 2 answers broke off, the first is prompt 0: out of memory: a step of 2 tokens"
+        ) as caught:
+            llm.generate(["xa", "a"], GREEDY)
+        bad, good = caught.value.completions
+        assert (bad.text, bad.token_ids, bad.finish_reason) == ("", [], "error") and good.token_ids == expected
+
+
+def test_an_asynchronous_stream_tells_how_it_ended(llm):
+    async def read():
+        pieces = llm.stream_async("a", replace(GREEDY, stop="c"))
+        return "".join([piece async for piece in pieces]), told(pieces.completion)
+
+    assert asyncio.run(read()) == ("b", ("b", "stop", "c"))
+
+
+@pytest.mark.parametrize(
+    "params, holds",
+    [
+        ({"logit_bias": {MORE: -100}}, lambda ids: MORE not in ids),
+        ({"bad_words": "c"}, lambda ids: ids[:2] == [B, END] and ids[2] != B + 1),
+        ({"bad_words": ["zz", "<end>c"]}, lambda ids: ids[:2] == [B, END] and ids[2] != B + 1),
+        ({"no_repeat_ngram_size": 2}, lambda ids: len({*pairwise(ids)}) == len(ids) - 1),
+        ({"presence_penalty": 100}, lambda ids: len({*ids}) == len(ids)),
+        ({"min_tokens": 4, "stop_token_ids": [END]}, lambda ids: END not in ids[:4]),
+        ({"min_tokens": 4, "stop": "<end>"}, lambda ids: END not in ids[:4]),
+    ],
+)
+def test_what_changes_the_scores_changes_the_answer(llm, params, holds):
+    plain = llm.generate("a", replace(GREEDY, **{k: v for k, v in params.items() if k.startswith("stop")}))[0].token_ids
+    changed, beside, also = llm.generate(["a"] * 3, [replace(GREEDY, **params), GREEDY, replace(GREEDY, **params)])
+    assert holds(changed.token_ids) and not holds(plain)
+    assert also.token_ids == changed.token_ids and beside.token_ids == llm.generate("a", GREEDY)[0].token_ids
+
+
+def test_min_tokens_holds_back_the_models_own_end(tmp_path):
+    with LLM(write_walk(tmp_path, WALK, eos_token_id=END), device="cpu") as llm:
+        for params in ({"min_tokens": 1}, {"min_tokens": 4}):
+            ids = llm.generate("a", replace(GREEDY, **params))[0].token_ids
+            assert END not in ids[: params["min_tokens"]] and ids[0] == B
+        assert len(llm.generate("a", replace(GREEDY, min_tokens=1))[0].token_ids) == 2

@@ -217,8 +217,10 @@ def test_the_callers_list_of_ids_stays_as_it_is(llm):
 
 
 def test_an_unknown_option_is_refused_by_name(small):
-    with pytest.raises(Qwen3Error, match="no option 'max_seqs'"):
-        LLM(small, max_seqs=3)
+    with pytest.raises(Qwen3Error, match=r"no option 'gpu_memory_utilization': did you mean memory_utilization\?"):
+        LLM(small, gpu_memory_utilization=0.5)
+    with pytest.raises(Qwen3Error, match="no option 'quantization': See"):
+        LLM(small, quantization="awq")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_a_closed_llm_says_so(small):
 
 
 def test_out_of_memory_says_how_much_and_what_to_lower(small, tmp_path):
-    huge = SMALL | {"model_type": "qwen3_moe", "hidden_size": 2**20, "num_experts": 128, "num_hidden_layers": 64}
+    huge = SMALL | {"model_type": "qwen3_moe", "hidden_size": 2**19, "num_experts": 128, "num_hidden_layers": 64}
     (tmp_path / "config.json").write_text(json.dumps(huge))
     with pytest.raises(Qwen3Error, match=r"needs [\d,.]+ GB, cpu has [\d,.]+ [MG]B free: .*smaller model"):
         LLM(tmp_path, device="cpu", random_weights=True)

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from qwen3 import LLM, EngineConfig, Qwen3Error, SamplingParams
+from qwen3.text.tokenizer import Tokenizer
+
+from .rigged import write_walk
 
 SHORT = SamplingParams(max_new_tokens=1, temperature=0)
 ENDLESS = range(10**15)
@@ -25,12 +28,14 @@ WRONG = {
     "a negative id": [-1], "an unknown id": [320], "a huge id": [10**400], "a list of negative ids": [[-1]],
     "a lone surrogate": "\ud800", "a list of lone surrogates": ["\ud800"], "an empty text": "", "empty texts": [""],
     "a list of nothing": [[]], "an endless range": ENDLESS, "endless ranges": [ENDLESS],
+    "a range of more than 2^63": range(10**30),
     "an array of floats": np.zeros(3), "a matrix of floats": np.zeros((2, 2)), "a scalar array": np.array(3),
     "an array of flags": np.array([True]), "a tensor of floats": torch.zeros(3), "a scalar tensor": torch.tensor(3),
     "a tensor without data": torch.zeros(3, device="meta"), "a tensor of flags": torch.tensor([True]),
     "a true tensor": torch.tensor(True), "a true array": np.array(True), "a sparse tensor": torch.eye(2).to_sparse(),
     "another call's parameters": SHORT, "an engine's options": EngineConfig(),
 }  # fmt: skip
+RENDERS = ("render", "apply_chat_template", "encode_chat")
 # The values of WRONG that each parameter takes.
 RIGHT = {
     ("generate", "params"): {"None", "another call's parameters", "a list of None"},
@@ -38,25 +43,50 @@ RIGHT = {
     **{(method, "params"): {"None", "another call's parameters"} for method in ("stream", "stream_async", "chat")},
     **{(method, "params"): {"None", "another call's parameters"} for method in ("check", "prepare")},
     **{(method, "messages"): {"messages"} for method in ("chat", "render")},
+    **{(method, "messages"): {"messages"} for method in ("apply_chat_template", "encode_chat")},
+    **{(method, "add_generation_prompt"): {"None", "true"} for method in RENDERS},
+    **{(method, "continue_final_message"): {"true"} for method in RENDERS},
+    **{(method, "tools"): {"None", "messages", "a list of dicts"} for method in RENDERS},
+    **{(method, "sanitize_control_tokens"): {"true"} for method in ("encode", "render", "encode_chat")},
+    ("decode", "skip_special_tokens"): {"true"},
+    # The engine asks for every token: not looked at.
+    ("token_bytes", "skip_special_tokens"): set(WRONG),
+    ("encode", "add_special_tokens"): {"true"},
+    ("encode", "text"): {"an empty text"},
+    ("token_to_id", "token"): {"an empty text"},
+    ("decode", "ids"): {"an unknown id"},
+    ("token_bytes", "token_id"): {"a number", "a scalar tensor", "a scalar array"},
     # What a message calls the prompt: it is only shown.
     ("prepare", "name"): set(WRONG),
 }
+FOR_TOKENIZER = {"text": "x", "ids": [1], "token": "a", "token_id": 1, "messages": WRONG["messages"]}
 GOOD = {
     "prompts": ["x"], "prompt": "x", "params": SHORT, "messages": WRONG["messages"], "token_ids": [1, 2], "name": "it",
+    "add_generation_prompt": None, "continue_final_message": False, "sanitize_control_tokens": False,
+    "tools": [{"type": "function", "function": {"name": "f"}}],
 }  # fmt: skip
-METHODS = [name for name, value in vars(LLM).items() if not name.startswith("_") and inspect.isfunction(value)]
-PARAMETERS = [
-    (method, parameter.name)
-    for method in METHODS
-    for parameter in inspect.signature(getattr(LLM, method)).parameters.values()
-    if parameter.name != "self" and parameter.kind is not parameter.VAR_KEYWORD
-]
+
+
+def parameters(kind):
+    """(method, parameter) of every public method of a class, without those that take any name."""
+    methods = [name for name, value in vars(kind).items() if not name.startswith("_") and inspect.isfunction(value)]
+    every = [(method, p) for method in methods for p in inspect.signature(getattr(kind, method)).parameters.values()]
+    return [(method, p.name) for method, p in every if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+
+
+PARAMETERS = parameters(LLM)
+OF_TOKENIZER = parameters(Tokenizer)
 
 
 @pytest.fixture(scope="module")
-def llm(small):
-    with LLM(small, device="cpu") as llm:
-        llm.tokenizer._template.templates["default"] = "{{ messages[0].content }}"
+def folder(tmp_path_factory):
+    template = {"chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}{{ tools }}"}
+    return write_walk(tmp_path_factory.mktemp("walk"), ["a", "b"], template)
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    with LLM(folder, device="cpu") as llm:
         yield llm
 
 
@@ -89,7 +119,20 @@ def refused(call, what, name=""):
 
 def test_the_table_names_every_parameter():
     assert {name for _, name in PARAMETERS} == GOOD.keys() | {"requests"} and len(PARAMETERS) >= 18
-    assert RIGHT.keys() <= set(PARAMETERS)
+    assert RIGHT.keys() <= {*PARAMETERS, *OF_TOKENIZER} and len(OF_TOKENIZER) >= 16
+
+
+@pytest.mark.parametrize("method, parameter", OF_TOKENIZER, ids=lambda value: value)
+def test_a_wrong_type_for_the_tokenizer_is_one_line(llm, method, parameter):
+    required = {"encode": ["text"], "decode": ["ids"], "token_to_id": ["token"], "token_bytes": ["token_id"]}
+    arguments = {name: FOR_TOKENIZER[name] for name in required.get(method, ["messages"])}
+    function = getattr(llm.tokenizer, method)
+    function(**arguments)
+    for what, value in WRONG.items():
+        if what in RIGHT.get((method, parameter), ()):
+            function(**arguments | {parameter: value})
+        else:
+            refused(lambda value=value: function(**arguments | {parameter: value}), what)
 
 
 @pytest.mark.parametrize("method, parameter", PARAMETERS, ids=lambda value: value)
@@ -119,39 +162,45 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_wrong_type_of_an_engines_option_is_one_line(small, name):
+def test_a_wrong_type_of_an_engines_option_is_one_line(folder, name):
     for what, value in WRONG.items():
         if what in TAKEN.get(name, ()) or (value is None and EngineConfig.__dataclass_fields__[name].default is None):
             EngineConfig(**{name: value})
             continue
-        refused(lambda value=value: LLM(small, **{name: value}), what, name)
+        refused(lambda value=value: LLM(folder, **{name: value}), what, name)
+
+
+def test_a_wrong_type_of_a_model_is_one_line():
+    for what, value in WRONG.items():
+        if value is not None:  # the latest download
+            refused(lambda value=value: LLM(value, device="cpu"), what)
 
 
 @pytest.mark.parametrize("name", ["engine_config", "progress", "random_weights", "expert_stats"])
-def test_a_wrong_type_of_an_argument_of_the_constructor_is_one_line(small, name):
+def test_a_wrong_type_of_an_argument_of_the_constructor_is_one_line(folder, name):
     for what, value in WRONG.items():
         if (value is True or value is None or isinstance(value, EngineConfig)) and name == "engine_config":
             continue
         if value is True:
             continue
-        refused(lambda value=value: LLM(small, **{name: value}), what, name)
+        refused(lambda value=value: LLM(folder, **{name: value}), what, name)
 
 
 @pytest.mark.parametrize("name", ["device", "dtype", "backend"])
 @pytest.mark.parametrize(
     "value", ["", "x", "\x00", "x\n", "\ud800", "cuda:-1", "cuda:9" + "9" * 40, "cpu:1", "meta", "CPU", "y" * 10**6]
 )
-def test_a_name_that_nothing_has_is_one_line(small, name, value):
+def test_a_name_that_nothing_has_is_one_line(folder, name, value):
     with pytest.raises(Qwen3Error, match=name) as error:
-        LLM(small, **{name: value})
+        LLM(folder, **{name: value})
     assert str(error.value).isprintable() and len(str(error.value)) < 300
 
 
-def test_the_objects_of_torch_are_taken_for_their_names(small):
-    llm = LLM(small, device=torch.device("cpu"), dtype=torch.float16)
+def test_the_objects_of_torch_are_taken_for_their_names(folder):
+    llm = LLM(folder, device=torch.device("cpu"), dtype=torch.float16)
     assert llm.engine_config == EngineConfig(device="cpu", dtype="float16")
     assert llm.dtype == torch.float16 and llm.device == torch.device("cpu")
-    assert LLM(small, device="cpu:0", dtype=torch.float32).device == torch.device("cpu")
+    assert LLM(folder, device="cpu:0", dtype=torch.float32).device == torch.device("cpu")
     for dtype in (torch.int8, torch.float64, torch.complex64):
         with pytest.raises(Qwen3Error, match="dtype"):
-            LLM(small, device="cpu", dtype=dtype)
+            LLM(folder, device="cpu", dtype=dtype)

@@ -18,6 +18,7 @@ MISTAKES = [
     ("generate x --no-thinkin=", "--no-thinking"),
     ("generate x -q", "there is no option '-q'"),
     ("chat --top_q 1", "did you mean --top-k?|did you mean --top-p?"),
+    ("-m=tiny generate x", "there is no option '-m' before the command"),
     ("--vrbose generate", "did you mean --verbose?"),
     ("bench --rnd 3", "there is no option '--rnd'"),
     ("generate --repo_id", "expected one argument"),
@@ -31,6 +32,7 @@ MISTAKES = [
     ("generate x --top_k=1.5", "--top-k"),
     ("generate x --max-new-tokens=0", "max_new_tokens"),
     ("generate x --stop=", "stop"),
+    ("bench --batch=--", "whole numbers"),
     ("generate x y", "put it in quotes"),
     ("generate x --prompt y", "PROMPT and --prompt were given"),
     ("generate x --prompts-file y", "PROMPT and --prompts-file were given"),
@@ -67,6 +69,15 @@ def test_a_mistake_is_one_line(text, said, capsys):
     assert any(part in err for part in said.split("|")), err
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "generate"])
+def test_words_that_nothing_takes_are_one_line(capsys, command):
+    assert main([command, "a\nb", "c\x1b[2J"]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        out == "" and err.startswith("error: unrecognized arguments: ") and err.count("\n") == 1 and "c\\x1b[2J" in err
+    )
+
+
 def test_the_command_alone_and_its_help(capsys):
     assert main([]) == 0
     helped = capsys.readouterr().out
@@ -87,7 +98,7 @@ def test_options_may_be_spelled_as_the_fields(capsys):
 def test_no_model_no_pytorch():
     """In a process of its own: what is imported until the first word of a model is needed."""
     lines = [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
-    lines += [words(text) for text, _ in MISTAKES if "-m y" not in text and "udc" not in ascii(text)]
+    lines += [words(text) for text, _ in MISTAKES if " -m" not in text and "udc" not in ascii(text)]
     program = (
         "import sys, io; from qwen3.cli.main import main\n"
         "import qwen3; qwen3.SamplingParams(), qwen3.EngineConfig()\n"

@@ -8,6 +8,7 @@ import unicodedata
 
 import pytest
 
+from qwen3 import Qwen3Error
 from qwen3.cli import streams
 from qwen3.cli.main import COMMANDS, main
 
@@ -111,11 +112,54 @@ def test_without_stderr_the_exit_code_is_the_same(monkeypatch, stderr):
     assert with_streams(monkeypatch, answer, stdout=out, stderr=stderr) == 0 and out.getvalue().strip()
 
 
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (
+            ImportError("libcuda.so.1: no such file\n..."),
+            "a module cannot be imported (ImportError: libcuda.so.1: no such file",
+        ),
+        (PermissionError(13, "Permission denied", "x\x1b"), "PermissionError: [Errno 13] Permission denied: 'x\\x1b'"),
+        (MemoryError(), "out of memory"),
+        (Qwen3Error("two\nlines"), "two\\nlines"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, said):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr("qwen3.cli.list.run", run)
+    assert main(["list"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+def test_a_reader_that_went_away_ends_a_command_silently(monkeypatch, capsys):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    err = io.StringIO()
+    assert with_streams(monkeypatch, ["--help"], stdout=Gone(), stderr=err) == 0 and err.getvalue() == ""
+
+
+def test_a_closed_stream_can_be_looked_at():
+    """As libraries do that want to know what they write to."""
+    for stream in (streams.Output(None), streams.Messages(None)):
+        assert stream.encoding == "utf-8" and not stream.isatty() and not hasattr(stream, "buffer")
+        with pytest.raises((OSError, ValueError)):
+            stream.fileno()
+    text = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for stream in (streams.Output(text), streams.Messages(text)):
+        assert stream.encoding == "ascii" and stream.buffer is text.buffer
+
+
 def test_a_closed_stdout_is_seen_before_the_model_is_loaded(monkeypatch):
     from qwen3.cli import model
 
     monkeypatch.setattr(model, "LLM", lambda *arguments, **options: pytest.fail("the model was loaded"))
-    for arguments in (["generate", "--prompt", "x"], ["chat"]):
+    batch = ["generate", "--prompts-file", "in.jsonl"]
+    for arguments in (["generate", "--prompt", "x"], ["chat"], batch, [*batch, "--output", "-"]):
         assert with_streams(monkeypatch, [*arguments, "-m", "tiny"], stdout=None) == 2
 
 

@@ -76,14 +76,11 @@ def test_a_key_that_is_left_out_counts_as_in_transformers():
                 assert ours.dense_layers == {i for i in layers if i in only or (i + 1) % step}
             assert theirs.hidden_act == "silu" and theirs.sliding_window is None
             assert ours.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
-    # Each of the defaults differs from what a wrong one would be.
-    assert from_hf({k: v for k, v in PUBLISHED.items() if k not in ("num_key_value_heads", "head_dim")}).head_dim == 64
-    assert from_hf(changed(norm_topk_prob="absent")).norm_topk_prob is False
-    assert (
-        from_hf({k: v for k, v in dense(num_key_value_heads=8).items() if k != "num_key_value_heads"}).num_kv_heads
-        == 32
-    )
+    # Defaults that are not what a neighbour says.
+    for values, heads in ((PUBLISHED | {"num_attention_heads": 64}, 4), (dense(num_attention_heads=64), 32)):
+        assert from_hf({k: v for k, v in values.items() if k != "num_key_value_heads"}).num_kv_heads == heads
     assert from_hf(dense(num_attention_heads=64, num_key_value_heads=None)).num_kv_heads == 64
+    assert from_hf(changed(head_dim="absent")).head_dim == 64
 
 
 def test_null_says_nothing():
@@ -172,7 +169,25 @@ def test_yarn_as_people_write_it(caplog):
     assert caplog.messages[1:] == ["c.json: rope_scaling: attn_factor has no effect, as in transformers"]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     assert from_hf(changed(rope_scaling=YARN | {"original_max_position_embeddings": None})).max_context == 4 * 40960
-    assert from_hf(changed(rope_scaling=YARN | {"factor": None})).yarn.factor == 40960 / 32768
+    block = YARN | {"factor": None}
+    assert from_hf(changed(rope_scaling=block)).yarn.factor == 40960 / 32768
+    assert block["factor"] is None, "the caller's values stay as they are"
+
+
+LARGEST = {
+    "num_hidden_layers": 10_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000, "head_dim": 10_000,
+    "num_experts": 10_000, "num_local_experts": 10_000, "num_experts_per_tok": 10_000, "hidden_size": 1_000_000,
+    "vocab_size": 10_000_000, "intermediate_size": 10_000_000, "moe_intermediate_size": 10_000_000,
+    "max_position_embeddings": 2**31 - 1, "decoder_sparse_step": 2**31 - 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", LARGEST)
+def test_sizes_are_bounded(key):
+    beside = {"num_attention_heads": 10_000, "num_key_value_heads": 1, "num_experts": 10_000, key: LARGEST[key]}
+    assert from_hf(changed(**beside))
+    with pytest.raises(Qwen3Error, match=f"{key} is {LARGEST[key] + 1}: it must be a whole number from"):
+        from_hf(changed(**beside | {key: LARGEST[key] + 1}))
 
 
 @pytest.mark.parametrize("names", [None, [], ["Qwen3MoeModel"], ["FSDPQwen3MoeForCausalLM"], "Qwen3MoeForCausalLM"])
@@ -196,6 +211,7 @@ def test_architectures_of_the_same_model(names):
         ({"rope_parameters": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_parameters": {"full_attention": YARN}}, "full_attention"),
         ({"rope_theta": 1}, "rope_theta"),
+        ({"rope_theta": "x", "rope_parameters": {"rope_theta": 1e6}}, "rope_theta"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"hidden_size": 16, "head_dim": "absent"}, "head_dim 0"),
         ({"num_hidden_layers": 10_001}, "from 1 to 10000"),

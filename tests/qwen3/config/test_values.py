@@ -15,7 +15,11 @@ CHECKS = {
         [0, 9, np.int64(3), torch.tensor(4)],
         [*NOTHING, True, -1, 10, 3.0, np.array([3]), torch.tensor([3]), torch.tensor(True), np.bool_(1)],
     ),
-    "number": (lambda v: values.number(v, "n", 0, 1), [0, 1, 0.5], [*NOTHING, True, -0.1, 1.1]),
+    "number": (
+        lambda v: values.number(v, "n", 0, 1),
+        [0, 1, 0.5, np.float32(0.5), np.int64(1)],
+        [*NOTHING, True, -0.1, 1.1],
+    ),
     "above": (lambda v: values.number(v, "n", 0, 1, above=True), [1e-9, 1], [*NOTHING, 0, 0.0]),
     "text": (
         lambda v: values.text(v, "n"),
@@ -35,6 +39,7 @@ CHECKS = {
             {1},
             iter([1]),
             range(10**12),
+            range(10**30),
             {1: 2},
             5,
             [10],
@@ -53,7 +58,7 @@ def test_takes_the_good_and_refuses_the_bad_in_one_line(check, good, bad):
     for value in good:
         check(value)
     for value in bad:
-        with pytest.raises(Qwen3Error, match=r"^n(\[\d\])? (is .*: it must be |has 10+ token ids: it may)") as error:
+        with pytest.raises(Qwen3Error, match=r"^n(\[\d\])? (is .*: it must be |has more than 10+ token ids)") as error:
             check(value)
         assert str(error.value).isprintable() and len(str(error.value)) < 300
 

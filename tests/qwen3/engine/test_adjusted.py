@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen3.engine.params import Sampling
 from qwen3.engine.sampler import SamplingBatch, adjusted, banned_ids
@@ -140,3 +141,38 @@ def test_temperatures_by_which_scores_cannot_be_divided_are_greedy():
     batch = SamplingBatch.from_work(work, SIZE, "cpu")
     assert (batch.temperature == 0).tolist() == [True] * 4 + [False] * 2
     assert batch.temperature.dtype == torch.float32
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that read a value of a tensor on the host, or whose sizes depend on one."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        name = str(function)
+        masks = "index" in name and any(index is not None and index.dtype == torch.bool for index in arguments[1])
+        if masks or any(part in name for part in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
+            self.found.append(name)
+        return function(*arguments, **(named or {}))
+
+
+def test_nothing_waits_for_the_device():
+    """The host reads no score, for whatever is asked; the check sees it where one is read."""
+    everything = {
+        "logit_bias": ((4, 1.5),),
+        "repetition_penalty": 1.4,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+        "no_repeat_ngram_size": 1,
+        "bad_words": ((8,),),
+        "min_tokens": 9,
+    }
+    rows = [sequence([1, 2], [4, 4], **everything), sequence([1, 2], [4, 4])]
+    with Waits() as waits:
+        assert not torch.equal(adjusted(scores(2), rows), scores(2))
+    assert waits.found == []
+    with Waits() as waits:
+        scores()[scores() > 0], scores().sum().item()
+    assert len(waits.found) == 2

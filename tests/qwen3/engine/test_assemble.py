@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qwen3 import EngineConfig, Qwen3Error
+from qwen3 import LLM, EngineConfig, Qwen3Error
 from qwen3.engine import assemble as module
 from qwen3.measure.stats import Stats
 
@@ -32,3 +32,35 @@ def test_decode_steps_are_recorded_where_they_can_be_unless_it_is_switched_off(
         return
     module.assemble(model, options, 64, backend, Stats())
     assert len(made) == (can and wanted is not False)
+
+
+def test_a_largest_step_that_does_not_fit_says_what_to_lower(monkeypatch):
+    seen = []
+
+    def largest(model, options, work, num_blocks):
+        seen.append([(len(item.sequence.token_ids), item.sequence.blocks) for item in work])
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "_largest_step", largest)
+    with pytest.raises(Qwen3Error, match=r"a step of 70 tokens of 256 sequences does not fit on cuda: lower max_num_b"):
+        module._step_bytes(SimpleNamespace(device=GPU), EngineConfig(max_num_batched_tokens=70), 40)
+    assert seen == [[(40, [0, 1, 2]), (30, [3, 4])]]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_kv_blocks": 10**12, "kv_block_size": 2**20}, "GB, cpu has .* free: lower num_kv_blocks"),
+        ({"memory_utilization": 1e-300}, "raise memory_utilization, lower max_num_batched_tokens or kv_block_size"),
+    ],
+    ids=["more than any memory", "no memory"],
+)
+def test_a_cache_that_does_not_fit_says_what_to_change(small, options, message):
+    with pytest.raises(Qwen3Error, match=f"out of memory: the KV cache needs .*{message}"):
+        LLM(small, device="cpu", **options)
+
+
+def test_sizes_that_no_memory_holds_are_refused_at_once():
+    for name, value in (("max_num_seqs", 2**20 + 1), ("max_num_batched_tokens", 2**22 + 1), ("kv_block_size", 2**21)):
+        with pytest.raises(Qwen3Error, match=f"{name} is {value}: it must be a whole number from 1 to"):
+            EngineConfig(**{name: value})

@@ -98,14 +98,41 @@ def test_preemption(folder, alone, recorded):
     assert idle(llm)
 
 
-def test_open_streams_run_in_one_batch(folder, alone):
+def test_streams_that_are_read_in_turn(folder, alone):
     llm = load(folder)
     expected = [completion.text for completion in llm.generate(requests(), GREEDY)]
-    before = llm.stats.decode.steps
     streams = [llm.stream(prompt, GREEDY) for prompt in requests()]
-    texts = ["".join(column) for column in zip(*itertools.zip_longest(*streams, fillvalue=""))]
-    assert texts == expected
-    assert llm.stats.decode.steps - before < 9 * 19, "each stream alone would take 19 steps"
+    assert ["".join(column) for column in zip(*itertools.zip_longest(*streams, fillvalue=""))] == expected
+    assert idle(llm)
+
+
+def test_open_streams_run_in_one_batch(folder, alone, monkeypatch):
+    """All nine wait while the first one's first step is held up; then 19 steps are enough for all."""
+    llm, texts, entered, all_wait = load(folder), {}, threading.Event(), threading.Event()
+    expected = [completion.text for completion in llm.generate(requests(), GREEDY)]
+    before, layer = llm.stats.decode.steps, llm.model.layers[0]
+    forward = layer.forward
+
+    def held(*arguments):
+        entered.set()
+        assert all_wait.wait(60)
+        return forward(*arguments)
+
+    monkeypatch.setattr(layer, "forward", held)
+    threads = [
+        threading.Thread(target=lambda i=i, prompt=prompt: texts.update({i: "".join(llm.stream(prompt, GREEDY))}))
+        for i, prompt in enumerate(requests())
+    ]
+    for thread in threads:
+        thread.start()
+    assert entered.wait(60)
+    while len(llm.loop._handles) + llm.loop._inbox.qsize() < len(threads):
+        pass
+    all_wait.set()
+    for thread in threads:
+        thread.join(60)
+    assert [texts[i] for i in range(len(threads))] == expected
+    assert llm.stats.decode.steps - before <= 20, "each stream alone would take 19 steps"
 
 
 def test_async_streams(folder, alone):
@@ -223,7 +250,7 @@ def test_metrics(llm):
 def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch, count):
     """Requests, 64 at once, a fifth cancelled somewhere on the way, a pool that forces preemption."""
     write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, head_dim=16)
-    llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4, num_kv_blocks=160)
+    llm = LLM(tmp_path, device="cpu", dtype="float32", kv_block_size=4, num_kv_blocks=64)
     generator = torch.Generator().manual_seed(3)
 
     def number(low, high):

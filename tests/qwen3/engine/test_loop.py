@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 import weakref
+from operator import attrgetter
 
 import pytest
 
@@ -122,16 +123,31 @@ def error_of(function, kind=Qwen3Error):
     return caught.value
 
 
-def test_a_defect_of_the_engine_ends_all_waiting(llm, monkeypatch):
-    def broken():
-        raise ZeroDivisionError("a defect")
+def broken(*arguments):
+    raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(llm.engine.scheduler, "schedule", broken)
-    monkeypatch.setattr(threading, "excepthook", lambda *arguments: None)
-    waits = in_thread(lambda: error_of(lambda: llm.generate("one", SHORT), ZeroDivisionError))
-    assert "a defect" in str(waits())
-    with pytest.raises(Qwen3Error, match="closed"):
-        llm.generate("one", SHORT)
+
+@pytest.mark.parametrize(
+    "owner, name", [("engine.scheduler", "schedule"), ("engine.scheduler", "add"), ("loop", "_step")]
+)
+def test_a_defect_of_the_engine_ends_all_waiting_and_the_thread_goes_on(llm, monkeypatch, owner, name):
+    expected = llm.generate("one", SHORT)[0].token_ids
+    with monkeypatch.context() as patched:
+        patched.setattr(attrgetter(owner)(llm), name, broken)
+        for _ in range(3):
+            waits = in_thread(lambda: error_of(lambda: llm.generate(["one", "two"], SHORT), ZeroDivisionError))
+            assert "a defect" in str(waits())
+    assert in_thread(lambda: llm.generate("one", SHORT))()[0].token_ids == expected
+    assert llm.loop.call(lambda: llm.engine.scheduler.idle)
+
+
+def test_a_thread_that_only_fails_ends_and_says_so(llm, monkeypatch, caplog):
+    """A defect that is met again at once must not keep a core busy for ever."""
+    monkeypatch.setattr(llm.loop, "_turn", broken)
+    assert "a defect" in str(in_thread(lambda: error_of(lambda: llm.generate("one", SHORT), ZeroDivisionError))())
+    llm.loop._thread.join(TIMEOUT)
+    assert not llm.loop._thread.is_alive() and "errors in a row: ZeroDivisionError: a defect" in caplog.text
+    assert "this LLM is closed" in str(error_of(lambda: llm.generate("one", SHORT)))
 
 
 def test_an_event_loop_that_has_ended_stops_no_other_request(llm):

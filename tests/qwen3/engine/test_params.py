@@ -50,7 +50,7 @@ VALUES = [
 ]
 # What each field takes, and what it then holds where that differs.
 GOOD = {
-    "temperature": [0, 1, 0.7, 100],
+    "temperature": [0, 1, 0.7, 100, np.float32(0.5)],
     "top_k": [-1, 0, 1, 50, np.int64(5)],
     "top_p": [1, 0.5, 1e-9],
     "min_p": [0, 1, 0.5],

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,53 +37,76 @@ def alone(tokens, max_new_tokens):
 
 
 class Blocks:
-    """A cache of one number per slot, the token itself, and a step that reads a context through its blocks."""
+    """A cache of one number per slot, the token itself, and a step that reads a context through its blocks.
+
+    A block that is allocated loses what it held.
+    """
 
     def __init__(self, pool):
         self.pool, self.memory = pool, {}
+        allocate = pool.allocate
 
-    def run(self, scheduler, scheduled):
+        def emptying(sequence, num_tokens):
+            held = len(sequence.blocks)
+            allocated = allocate(sequence, num_tokens)
+            for block in sequence.blocks[held:]:
+                for offset in range(pool.block_size):
+                    self.memory.pop((block, offset), None)
+            return allocated
+
+        pool.allocate = emptying
+
+    def run(self, scheduler, scheduled, broken=()):
+        """broken: places in scheduled.sampling from which nothing can be sampled."""
         size = self.pool.block_size
         # All writes of a step come before its reads, as in a layer.
         written = [slot for q, start, n, _ in scheduled.work for slot in slots(q.blocks, size, start, start + n)]
         assert len(set(written)) == len(written), "two tokens of a step go to one slot"
         for q, start, n, _ in scheduled.work:
             for at in range(start, start + n):
-                self.memory[q.blocks[at // size], at % size] = q.token_ids[at]
+                slot = q.blocks[at // size], at % size
+                shared = self.pool.ref_counts[slot[0]] > 1
+                assert not (shared and slot in self.memory), "a shared block is written twice"
+                self.memory[slot] = q.token_ids[at]
         assert scheduled.sampling == [item for item in scheduled.work if item.stop == len(item.sequence.token_ids)]
         sampled = []
         for q, _, _, _ in scheduled.sampling:
             history = [self.memory[q.blocks[at // size], at % size] for at in range(len(q.token_ids))]
             assert history == q.token_ids, "a block holds what does not belong to this sequence"
             sampled.append(next_token(history))
-        return scheduler.commit(scheduled, sampled, [None] * len(sampled))
+        errors = {i: "broken" for i in broken if i < len(sampled)}
+        return scheduler.commit(scheduled, sampled, [None] * len(sampled), errors)
 
 
 class Serving(RuleBasedStateMachine):
     """Random arrivals with shared beginnings, cancellations, tiny pools, small budgets, steps that break off."""
 
+    seen: ClassVar = Counter()  # what happened in all runs
+
     @initialize(
-        num_blocks=st.integers(3, 14),
+        num_blocks=st.integers(6, 16),
         block_size=st.sampled_from([1, 2, 4]),
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 12),
-        prefix_caching=st.booleans(),
-        kv_cache=st.booleans(),
+        kind=st.sampled_from(["prefixes shared"] * 3 + ["prefixes not shared", "no cache"]),
     )
-    def start(self, num_blocks, block_size, max_num_seqs, budget, prefix_caching, kv_cache):
-        self.pool = BlockPool(num_blocks, block_size, "model", prefix_caching and kv_cache)
-        self.scheduler = Scheduler(self.pool, max_num_seqs, budget, kv_cache)
+    def start(self, num_blocks, block_size, max_num_seqs, budget, kind):
+        self.pool = BlockPool(num_blocks, block_size, "model", kind == "prefixes shared")
+        self.scheduler = Scheduler(self.pool, max_num_seqs, budget, kind != "no cache")
         self.blocks = Blocks(self.pool)
         self.live, self.expected, self.predicted = [], {}, None
 
     @rule(
-        start=st.integers(0, 2),
-        length=st.integers(1, 20),
+        start=st.integers(0, 1),
+        lengths=st.lists(st.integers(1, 20), min_size=1, max_size=3),
         tail=st.lists(st.integers(1, 8), max_size=3),
         max_new_tokens=st.integers(1, 12),
     )
-    def arrive(self, start, length, tail, max_new_tokens):
-        tokens = [(start + i) % 7 + 1 for i in range(length)] + tail
+    def arrive(self, start, lengths, tail, max_new_tokens):
+        for length in lengths:
+            self.add([(start + i) % 7 + 1 for i in range(length)] + tail, max_new_tokens)
+
+    def add(self, tokens, max_new_tokens):
         request = sequence(tokens, max_new_tokens)
         fits = self.pool.blocks_for(len(tokens) + max_new_tokens) <= self.pool.num_blocks
         self.predicted = None
@@ -102,12 +126,16 @@ class Serving(RuleBasedStateMachine):
         self.scheduler.finish(request, "cancelled")
         assert not request.blocks and request.finish_reason == "cancelled"
 
-    @rule(predict=st.booleans())
-    def step(self, predict=True):
+    @rule(predict=st.booleans(), broken=st.sampled_from([(), (), (0,), (1, 2)]))
+    def step(self, predict=True, broken=()):
         scheduler = self.scheduler
         oldest = (scheduler.running or list(scheduler.waiting))[:1]
         running = list(scheduler.running)
+        waiting = set(scheduler.waiting)
         scheduled = scheduler.schedule()
+        self.seen["preempted"] += len(set(scheduler.waiting) - waiting)
+        self.seen["shared"] += sum(count > 1 for count in self.pool.ref_counts)
+        self.seen["found again"] += sum(q.num_computed > 0 for q in waiting & set(scheduler.running))
         assert scheduled.num_tokens <= scheduler.max_num_batched_tokens
         assert len(scheduler.running) <= scheduler.max_num_seqs
         assert all(item.num_tokens > 0 for item in scheduled.work)
@@ -124,7 +152,11 @@ class Serving(RuleBasedStateMachine):
         if following is not None:
             assert following.is_decode and all(item.sequence.max_length > item.stop for item in following.work)
         live = len(self.live)
-        self.blocks.run(scheduler, scheduled)
+        held = [(item.sequence, list(item.sequence.blocks)) for item in scheduled.sampling]
+        self.blocks.run(scheduler, scheduled, broken)
+        for q, blocks in held:
+            if q.finish_reason == "error":
+                assert not q.blocks and not set(blocks) & set(self.pool._hashes), "what is broken is shared"
         self.collect()
         all_go_on = following is not None and len(following.work) == live == len(self.live)
         self.predicted = following if all_go_on else None
@@ -139,7 +171,11 @@ class Serving(RuleBasedStateMachine):
     def collect(self):
         for request in [r for r in self.live if r.finish_reason]:
             self.live.remove(request)
-            assert request.token_ids == self.expected[request]
+            expected = self.expected[request]
+            if request.finish_reason == "error":
+                assert request.error == "broken" and request.token_ids == expected[: len(request.token_ids)] != expected
+                continue
+            assert request.token_ids == expected and request.error is None
             ended = request.token_ids[-1] == STOP
             assert request.finish_reason == ("stop" if ended else "length") and len(request.token_times) > 0
 
@@ -181,6 +217,12 @@ def serving(max_examples):
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
+
+        def runTest(self):
+            Serving.seen.clear()
+            super().runTest()
+            print(dict(Serving.seen))
+            assert min(Serving.seen[what] for what in ("preempted", "shared", "found again")) > 10
 
     return Case
 

@@ -5,8 +5,11 @@ import itertools
 import pytest
 import torch
 
+from qwen3 import Qwen3Error
 from qwen3.config.hf import from_hf
-from qwen3.model.rope import rope_table
+from qwen3.engine.assemble import load_model
+from qwen3.model.rope import rope_table, rope_table_bytes
+from qwen3_kernels import reference
 
 from ..config.published import changed
 from ..conftest import SMALL
@@ -94,3 +97,14 @@ def test_the_parameters_of_the_parity_test_change_its_table(name):
     less = {k: v for k, v in OWN_YARN.items() if k != name}
     with_all, without = (ours(**small, rope_scaling=YARN | more) for more in (OWN_YARN, less))
     assert (with_all[:150] - without[:150]).abs().max() > 1e-2
+
+
+def test_the_table_counts_in_the_memory_that_a_model_needs():
+    config = from_hf(changed(**SHAPE | {"num_hidden_layers": 1, "max_position_embeddings": 2**31 - 1}))
+    device = torch.device("cpu")
+    with pytest.raises(Qwen3Error, match=r"out of memory: .* needs 2,7.* GB"):
+        load_model(config, reference, config.max_context, torch.float32, device, None)
+    # The table, its halves, and the angles are alive at once.
+    table = rope_table(config, 100)
+    angles = table[:, : config.head_dim // 2]
+    assert rope_table_bytes(config, 100) == 2 * table.nbytes + angles.nelement() * angles.element_size()

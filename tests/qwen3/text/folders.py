@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from qwen3.errors import Qwen3Error
 from qwen3.text.tokenizer import Tokenizer
 
+# The chat template that is published with Qwen3 (Apache 2.0).
+QWEN3 = (Path(__file__).parent / "qwen3_chat_template.jinja").read_text(encoding="utf-8")
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 WORDS = ["👩\u200d👩\u200d👧", "🏳️\u200d🌈", "e\u0301", "\u212b", "你好", "'ll", "  ", "\r\n", "\t", "<think>", *SPECIAL]
 

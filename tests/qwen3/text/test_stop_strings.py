@@ -159,3 +159,12 @@ def test_half_a_character_before_a_stop_token_is_kept():
     for last, shown in (("stop", "a\ufffd"), ("length", "a\ufffd."), ("error", "a\ufffd")):
         stream = TextStream(Bytes(), ("xx",))
         assert "".join(stream.push(t, r)[0] for t, r in [(97, None), (0xC3, None), (46, last)]) == shown
+
+
+def test_a_longer_name_of_a_special_token_comes_first():
+    class Nested(Letters):
+        def __init__(self):
+            self.special_tokens = {"<end>": END, "[<end>]": MORE, "": 1002}
+
+    stream = TextStream(Nested(), ("[<end>]",))
+    assert [stream.push(token, None) for token in (ord("a"), END, MORE)][1:] == [("", None), ("", "[<end>]")]

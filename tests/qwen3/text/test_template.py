@@ -9,7 +9,7 @@ import pytest
 
 from qwen3.text.tokenizer import Tokenizer
 
-from .folders import auto_tokenizer, one_line, write_folder
+from .folders import QWEN3, auto_tokenizer, one_line, write_folder
 
 TOOL = {
     "type": "function",
@@ -50,19 +50,38 @@ CONVERSATIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    """A small tokenizer with Qwen3's template, ours and theirs: these tests need nothing that has to be downloaded."""
+    folder = write_folder(tmp_path_factory.mktemp("chats"), {"eos_token": "<|im_end|>"}, QWEN3)
+    return Tokenizer.from_folder(folder), auto_tokenizer(folder)
+
+
+def check_conversation(tokenizers, name, add_generation_prompt, tools, variables):
+    ours, theirs = tokenizers
+    arguments = dict(add_generation_prompt=add_generation_prompt, tools=tools, **variables)
+    text = ours.apply_chat_template(CONVERSATIONS[name], **arguments)
+    assert text == theirs.apply_chat_template(CONVERSATIONS[name], tokenize=False, **arguments)
+    ids = theirs.apply_chat_template(CONVERSATIONS[name], tokenize=True, return_dict=False, **arguments)
+    assert ours.encode_chat(CONVERSATIONS[name], **arguments) == ids
+
+
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 @pytest.mark.parametrize("tools", [None, [], [TOOL, TOOL]], ids=["no tools", "empty tools", "tools"])
 @pytest.mark.parametrize("variables", [{}, {"enable_thinking": False}, {"enable_thinking": True}], ids=str)
-def test_chat_template_like_transformers(qwen, theirs, name, add_generation_prompt, tools, variables):
-    arguments = dict(add_generation_prompt=add_generation_prompt, tools=tools, **variables)
-    text = qwen.apply_chat_template(CONVERSATIONS[name], **arguments)
-    assert text == theirs.apply_chat_template(CONVERSATIONS[name], tokenize=False, **arguments)
-    ids = theirs.apply_chat_template(CONVERSATIONS[name], tokenize=True, return_dict=False, **arguments)
-    assert qwen.encode(text, add_special_tokens=False) == ids
+def test_chat_template_like_transformers(chats, name, add_generation_prompt, tools, variables):
+    check_conversation(chats, name, add_generation_prompt, tools, variables)
 
 
-def test_chat_template_of_qwen(qwen):
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("tools", [None, [TOOL]], ids=["no tools", "tools"])
+def test_chats_of_qwen_like_transformers(qwen, theirs, name, tools):
+    check_conversation((qwen, theirs), name, True, tools, {})
+
+
+def test_chat_template_of_qwen(chats):
+    qwen = chats[0]
     text = qwen.apply_chat_template([{"role": "user", "content": "Hi"}], enable_thinking=False)
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     text = qwen.apply_chat_template(CONVERSATIONS["tool calls"], tools=[TOOL])

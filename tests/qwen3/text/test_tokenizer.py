@@ -109,6 +109,13 @@ def test_post_processor_adds_tokens_but_nothing_truncates_or_pads(folder_with_ex
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the quick brown fox"
 
 
+def test_a_chat_gets_no_second_beginning(folder_with_extras):
+    (folder_with_extras / "chat_template.jinja").write_text("<s>{{ messages[0].content }}")
+    tokenizer = Tokenizer.from_folder(folder_with_extras)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "the fox"}])
+    assert ids == tokenizer.encode("the fox") and ids.count(tokenizer.token_to_id("<s>")) == 1
+
+
 def test_post_processor_like_transformers(folder_with_extras):
     ours, theirs = Tokenizer.from_folder(folder_with_extras), auto_tokenizer(folder_with_extras)
     for text in TEXTS.values():
@@ -153,3 +160,97 @@ def test_errors_of_files(tmp_path):
 def test_errors_of_text(small):
     assert "character 1" in one_line(lambda: small.encode("a\udcff"))
     assert "list" in one_line(lambda: small.encode(["a"]))
+
+
+def test_added_words_are_their_own_text(tmp_path):
+    """Their letters are letters of the byte alphabet, too: é, đ and č would be other bytes."""
+    folder = write_folder(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    words = ["café", "größe", "đem", "ča", "Ġx", "ĉ", " y", "naïve\n", "ÿ"]
+    backend.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in words])
+    backend.add_special_tokens(["<|für|>"])
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(folder)
+    for word in (*words, "<|für|>", "".join(words)):
+        ids = tokenizer.encode(word)
+        assert tokenizer.decode(ids) == word and b"".join(map(tokenizer.token_bytes, ids)) == word.encode()
+    assert tokenizer.decode(tokenizer.encode("a<|für|>"), skip_special_tokens=True) == "a"
+
+
+def change_model(folder: Path, **changes) -> Path:
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"] |= changes
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def test_a_panic_of_the_package_is_one_line(tmp_path):
+    folder = change_model(write_folder(tmp_path), continuing_subword_prefix="false")
+    assert "tokenizer.json: cannot be read" in one_line(lambda: Tokenizer.from_folder(folder))
+
+
+def test_a_pattern_that_does_not_end_is_one_line(tmp_path):
+    folder = write_folder(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a|aa)+$"), "isolated")
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(folder)
+    assert "tokenizer.json cannot encode" in one_line(lambda: tokenizer.encode("a" * 60 + "b"))
+
+
+WRONG = [None, True, 1, 1.5, b"a", ["a"], {"a": 1}, object(), float("nan"), 10**400]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
+def test_every_argument_refuses_wrong_types(tmp_path, value):
+    template = "{{ messages[0].content }}{{ mood }}{{ tools }}"
+    tokenizer = Tokenizer.from_folder(write_folder(tmp_path, {"eos_token": "</s>"}, template))
+    hi = [{"role": "user", "content": "Hi"}]
+    calls = [
+        lambda: tokenizer.encode(value),
+        lambda: tokenizer.token_to_id(value),
+        lambda: tokenizer.token_bytes(value if value != 1 or value is True else -1),
+        lambda: tokenizer.apply_chat_template(value),
+        lambda: tokenizer.encode_chat(hi, continue_final_message=value if value is not True else 1),
+    ]
+    if not isinstance(value, bool):
+        calls += [
+            lambda: tokenizer.encode("a", add_special_tokens=value),
+            lambda: tokenizer.encode("a", sanitize_control_tokens=value),
+            lambda: tokenizer.decode([1], skip_special_tokens=value),
+            lambda: tokenizer.encode_chat(hi, sanitize_control_tokens=value),
+        ]
+        calls += [] if value is None else [lambda: tokenizer.encode_chat(hi, add_generation_prompt=value)]
+    if value is not None:
+        calls.append(lambda: tokenizer.encode_chat(hi, tools=value))
+    calls += [lambda: tokenizer.decode(value)] if not isinstance(value, bytes) else []
+    for call in calls:
+        one_line(call)
+
+
+def test_ids_as_other_packages_have_them(small):
+    import numpy
+    import torch
+
+    ids = small.encode("the quick")
+    assert small.decode(numpy.array(ids)) == small.decode(torch.tensor(ids)) == small.decode(tuple(ids)) == "the quick"
+    assert "ids[0] is -1" in one_line(lambda: small.decode([-1]))
+
+
+def test_the_tokens_that_end_a_turn(tmp_path):
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    for name, config, jinja, ends in (
+        ("none", {}, None, []),
+        ("eos", {"eos_token": "</s>"}, "{{ messages[0].content }}", ["</s>"]),
+        ("template", {}, turns, ["<|im_end|>"]),
+        ("both", {"eos_token": "</s>"}, turns, ["</s>", "<|im_end|>"]),
+        ("the same", {"eos_token": "<|im_end|>"}, turns, ["<|im_end|>"]),
+        ("spaces", {}, turns.replace("}}<|im_end|>", "}}\n <|im_end|>"), ["<|im_end|>"]),
+        ("text", {}, turns.replace("<|im_end|>", "<note>"), []),
+    ):
+        tokenizer = Tokenizer.from_folder(write_folder(tmp_path / name, config, jinja))
+        assert list(tokenizer.end_of_turn_ids) == [tokenizer.token_to_id(token) for token in ends]
+
+
+def test_qwen_ends_its_turns(qwen):
+    assert qwen.end_of_turn_ids == (151_645,)

@@ -1,0 +1,59 @@
+"""Recorded decodes: the rows that fill up a recorded size read nothing and write nothing."""
+
+import pytest
+import torch
+
+from qwen3 import LLM
+from qwen3.engine.graphs import DecodeGraphs
+from qwen3.engine.inputs import forward_batch
+from qwen3.engine.params import Sampling
+from qwen3.engine.scheduler import Scheduled, Work
+from qwen3.engine.sequence import Sequence
+from qwen3.model.kv_cache import KVCache
+
+from ..conftest import eager_recorder
+
+
+@pytest.fixture(scope="module")
+def model(small):
+    llm = LLM(small, device="cpu", dtype="float32")
+    yield llm.model
+    llm.close()
+
+
+def filled(model):
+    """A cache in which every slot holds numbers of its own."""
+    cache = KVCache(model.config, 8, 4, torch.float32)
+    for layer in cache.layers:
+        for tensor in layer:
+            tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    return cache
+
+
+def decodes(count, token=5):
+    """The step in which `count` sequences of six tokens decode their last one; each holds two blocks."""
+    sequences = [
+        Sequence([1, 2, 3, 4, 9, token], Sampling(), frozenset(), 8, blocks=[2 * i, 2 * i + 1]) for i in range(count)
+    ]
+    return forward_batch(Scheduled(tuple(Work(sequence, 5, 1, True) for sequence in sequences)), 4, "cpu")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("count, size", [(1, 1), (2, 2), (3, 4)])
+def test_a_step_after_a_larger_one_leaves_the_other_blocks_as_they_are(model, count, size):
+    cache, plain = filled(model), filled(model)
+    graphs = DecodeGraphs(model, cache, 4, 2, eager_recorder)
+    graphs(decodes(4))
+    for layer, same in zip(cache.layers, plain.layers):
+        for tensor, values in zip(layer, same):
+            assert not torch.equal(tensor, values), "the larger step has written"
+            tensor.copy_(values)
+    logits, routing = graphs(decodes(count, token=7))
+    states, expected = model(decodes(count, token=7), plain, keep_routing=True)
+    torch.testing.assert_close(logits, model.logits(states))
+    assert sorted(graphs._recorded) == sorted({size, 4})
+    for got, wanted in zip(routing, expected, strict=True):
+        assert torch.equal(got.expert_ids, wanted.expert_ids) and len(got.expert_ids) == count
+    for layer, same in zip(cache.layers, plain.layers):
+        for tensor, values in zip(layer, same):
+            torch.testing.assert_close(tensor, values, msg="a row of padding has written")
