@@ -87,6 +87,16 @@ def test_one_key_outweighs_all_others_in_a_later_split():
     torch.testing.assert_close(run(case)[0, 0], case.value_cache[block, 0, slot], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("more", [*slow(0), 1])
+def test_the_last_token_is_seen_where_splits_start_to_grow(more):
+    """It outweighs all others: missed, it would be one of thousands."""
+    case = attention_case([MAX_SPLITS * MIN_SPLIT + more], kv_heads=1, group=1, head_dim=16, block_size=256)
+    last = int(case.seq_lens[0]) - 1
+    block = case.block_tables[0, last // 256]
+    case.key_cache[block, 0, last % 256] = 100 * case.q[0, 0]
+    torch.testing.assert_close(run(case)[0, 0], case.value_cache[block, 0, last % 256], rtol=0, atol=0)
+
+
 @pytest.mark.slow
 @examples(6)
 @given(

@@ -187,6 +187,14 @@ def test_many_outputs_of_several_tokens(tokens: int, monkeypatch: pytest.MonkeyP
     check_fused(tokens, 20, 72, dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize(("outputs", "launches"), [(20, 1), (21, 2)])
+def test_the_most_outputs_of_one_launch(outputs: int, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several tokens; a launch of the norm alone writes the sum over the residual."""
+    monkeypatch.setattr(package, "MAX_FUSED_OUTPUTS", 20)
+    x, residual, *rest = Inputs(2, outputs, 32, torch.bfloat16).add_norm_linear(True, False)
+    assert (add_norm_linear(x, residual, *rest)[1] is residual) == (launches == 2)
+
+
 class Launches:
     """Stands for a kernel and counts its launches."""
 

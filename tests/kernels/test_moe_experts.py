@@ -13,7 +13,7 @@ from torch import Tensor
 from qwen3_kernels import moe, reference
 from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.moe import grouped, moe_experts, small, sort
-from qwen3_kernels.moe.grouped import TILES, Tile, tile_for
+from qwen3_kernels.moe.grouped import FLOAT32_TILES, TILES, Tile, tile_for
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
@@ -85,10 +85,11 @@ def check(args: Inputs) -> Tensor:
     return out
 
 
-@pytest.fixture(params=TILES, ids=lambda tile: f"{tile.block_m}-rows")
+@pytest.fixture(params=[*TILES, *FLOAT32_TILES], ids=lambda tile: f"{tile.block_m}-rows")
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tile:
-    """Each row of the tile table, made the only one."""
-    monkeypatch.setattr(grouped, "TILES", (request.param._replace(max_rows=float("inf")),))
+    """Each row of the tile tables, made the only one."""
+    for name in ("TILES", "FLOAT32_TILES"):
+        monkeypatch.setattr(grouped, name, (request.param._replace(max_rows=float("inf")),))
     return request.param
 
 
@@ -279,9 +280,9 @@ def test_most_experts_are_empty() -> None:
 
 
 def test_every_row_of_the_table_is_chosen() -> None:
-    assert [tile_for(pairs, 128) for pairs in (1, 8 * 128, 8 * 128 + 1, 16 * 128 + 1, 64 * 128, 10**9)] == [
-        TILES[i] for i in (0, 0, 1, 2, 2, 3)
-    ]
+    pairs = (1, 8 * 128, 8 * 128 + 1, 16 * 128 + 1, 64 * 128, 10**9)
+    assert [tile_for(n, 128, 2) for n in pairs] == [TILES[i] for i in (0, 0, 1, 2, 2, 3)]
+    assert {tile_for(n, 128, 4) for n in pairs} == {*FLOAT32_TILES}
 
 
 # What is refused.

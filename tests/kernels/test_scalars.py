@@ -18,9 +18,12 @@ def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(DEVICE)
 
 
-def add_norm_linear(ops, eps: float, tokens: int, residual: bool) -> tuple:
-    x, more = normal(tokens, 32, scale=0.1), normal(tokens, 32, scale=0.1, seed=1) if residual else None
-    return ops.add_norm_linear(x, more, normal(32, seed=2), eps, Dense(normal(24, 32, seed=3)))
+def add_norm_linear(ops, eps: float, tokens: int, residual: bool, dtype: torch.dtype = torch.float32) -> tuple:
+    x, more, norm, weight = (
+        normal(*shape, scale=scale, seed=seed).to(dtype)
+        for seed, (shape, scale) in enumerate([((tokens, 32), 0.1), ((tokens, 32), 0.1), ((32,), 1.0), ((24, 32), 1.0)])
+    )
+    return ops.add_norm_linear(x, more if residual else None, norm, eps, Dense(weight))
 
 
 def qk_norm_rope_cache(ops, eps: float) -> tuple:
@@ -55,7 +58,9 @@ CASES: dict[tuple[str, str], list[tuple[Callable, tuple]]] = {
         (lambda ops, eps, n=tokens, r=residual: add_norm_linear(ops, eps, n, r), EPS)
         for tokens in (1, 4, 12)
         for residual in (True, False)
-    ],
+    ]
+    # In float32 the kernel of a few tokens is that of one.
+    + [(lambda ops, eps: add_norm_linear(ops, eps, 4, True, torch.bfloat16), EPS)],
     ("qk_norm_rope_cache", "eps"): [(qk_norm_rope_cache, EPS)],
     ("decode_attention", "scale"): [(lambda ops, scale: attention(ops, "decode_attention", scale), (0.25, 1.7))],
     ("prefill_attention", "scale"): [(lambda ops, scale: attention(ops, "prefill_attention", scale), (0.25, 1.7))],
@@ -85,7 +90,8 @@ def test_a_number_or_flag_has_its_effect(call, values, ops):
         first, second = (as_tuple(call(reference, value)) for value in values)
         assert (first[0] - second[0]).abs().max() > 0.05, "the two values must make a difference"
         for value, expected in zip(values, (first, second)):
-            torch.testing.assert_close(as_tuple(call(ops, value)), expected, rtol=1e-4, atol=1e-5)
+            close = {"rtol": 1e-4, "atol": 1e-5} if expected[0].dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+            torch.testing.assert_close(as_tuple(call(ops, value)), expected, **close)
 
 
 def as_tuple(out: torch.Tensor | tuple) -> tuple:

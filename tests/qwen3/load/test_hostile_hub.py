@@ -23,8 +23,12 @@ SECRET = "hf_secretsecret"
 
 
 @pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {}\t", "\ufeff{}", "\n{}\n\n"])
-def test_a_token_is_sent_without_its_line_end(fake, get, around):
-    get(token=around.format(SECRET))
+def test_a_token_is_taken_without_its_line_end(around):
+    assert access_token(around.format(SECRET)) == SECRET
+
+
+def test_a_token_is_sent_without_its_line_end(fake, get):
+    get(token=f"{SECRET}\n")
     assert {r.token for r in fake.requests if "/resolve/" in r.path} == {f"Bearer {SECRET}"}
 
 
