@@ -7,14 +7,14 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from qwen3.cli.options import Parser
+from qwen3.cli.parser import Parser
 from qwen3.errors import Qwen3Error
 
 from .common import RESULTS, save
 
 QUESTIONS = (
-    "fits", "ops", "generate", "kv_cache", "load", "serve", "eventloop", "batching", "scheduler", "experts", "verify",
-    "terminal",
+    "bandwidth", "fits", "ops", "generate", "kv_cache", "load", "serve", "eventloop", "batching", "scheduler",
+    "experts", "verify", "terminal",
 )  # fmt: skip
 MODULES = {name: f"questions.{name}" for name in QUESTIONS} | {"report": "report.main"}
 
@@ -64,7 +64,9 @@ def ask(name: str, module, args: argparse.Namespace) -> int:
     except OSError as error:
         raise Qwen3Error(f"--output {args.output}: cannot be made ({error.strerror}): name another folder") from None
     answer = module.run(args)
-    path = save(answer.name or name, module.__doc__.splitlines()[0], answer, args.output)
+    # RUNS: what a question runs in other processes, or imports by name.
+    modules = [module.__name__, *getattr(module, "RUNS", ())]
+    path = save(answer.name or name, module.__doc__.splitlines()[0], answer, args.output, modules)
     print(f"written to {path}")
     return int(not answer.within)
 

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 
-from qwen3.cli.speed import Timing
+from qwen3.engine.sequence import percentile
 from qwen3.errors import Qwen3Error
+from qwen3.measure.timing import Timing
+
+from .provenance import sources
 
 # The checkout that this package is part of; of an installed package, the folder that it is installed in.
 REPOSITORY = Path(__file__).parents[1]
@@ -66,9 +69,15 @@ def side_by_side(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def milliseconds(side: str, timing: Timing) -> dict[str, float]:
-    """Median, p20 and p80 of one side, in the units and names of a record."""
-    marks = {"": timing.median, "p20_": timing.p20, "p80_": timing.p80}
+    """Median, minimum and maximum of one side, in the units and names of a record."""
+    marks = {"": timing.median, "min_": timing.low, "max_": timing.high}
     return {f"{side}_{mark}ms": value * 1e3 for mark, value in marks.items()}
+
+
+def percentiles(name: str, values: list[float]) -> dict[str, float]:
+    """Median, p90 and p99 of seconds, in milliseconds; only those beyond which at least ten values lie."""
+    marks = [percent for percent in (50, 90, 99) if len(values) * (100 - percent) >= 1000]
+    return {f"{name}_p{percent}_ms": percentile(values, percent) * 1e3 for percent in marks}
 
 
 def release_memory(device: str | torch.device) -> None:
@@ -121,14 +130,15 @@ def _commit() -> str | None:
     return commit + "+" * bool(changes)
 
 
-def save(name: str, question: str, answer: Answer, folder: Path = RESULTS) -> Path:
+def save(name: str, question: str, answer: Answer, folder: Path, modules: list[str]) -> Path:
     """Writes FOLDER/NAME.json, or NAME.cuda.json for a GPU, so that both records are kept.
 
-    A record is for the GPU if there is one and the setting "device" is not a CPU.
+    A record is for the GPU if there is one and the setting "device" is not a CPU. modules: those whose code, imports
+    included, made the figures.
     """
     on_gpu = torch.cuda.is_available() and not str(answer.settings.get("device", "cuda")).startswith("cpu")
     record = {"name": name, "question": question, "machine": machine()}
-    record |= {"settings": answer.settings, "figures": answer.figures}
+    record |= {"settings": answer.settings, "figures": answer.figures, "sources": sources(modules, REPOSITORY)}
     path = folder / f"{name}{'.cuda' * on_gpu}.json"
     replace(path, json.dumps(record, indent=1, default=str) + "\n")
     return path
@@ -142,10 +152,10 @@ def replace(path: Path, content: str) -> None:
     os.replace(part, path)
 
 
-def load_records(folder: Path = RESULTS) -> dict[str, dict]:
+def load_records(folder: Path = RESULTS, name: str = "*") -> dict[str, dict]:
     """Every record by the name of its file without .json: "generate_small", "ops.cuda". Raises Qwen3Error."""
     records = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob(f"{name}.json")):
         try:
             records[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -15,7 +15,7 @@ os.environ.pop("QWEN3_MODELS", None)
 import hypothesis
 import torch
 
-# The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones.
+# The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones, as `make nightly` does.
 hypothesis.settings.register_profile("reproducible", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 import torch
 
 from qwen3 import LLM, SamplingParams
-from qwen3.engine.sequence import percentile
 from qwen3.errors import Qwen3Error
 from qwen3.load.resolve import resolve
 
-from ..common import Answer, settings_of, side_by_side
+from ..common import Answer, milliseconds, percentiles, settings_of, side_by_side
 from ..text import windows
 
 PROMPT_TOKENS, NEW_TOKENS = (16, 256), (16, 128)
@@ -80,13 +79,13 @@ def run(args: argparse.Namespace) -> Answer:
     for row in figures:
         print(
             f"{row['side']:13} {row['tokens_per_second']:8.1f} tokens/s ({row['speed_of_static']:.2f} of static), "
-            f"first token p50 {row['first_token_p50_ms']:.0f} ms, p99 {row['first_token_p99_ms']:.0f} ms"
+            + ", ".join(f"{key.removesuffix('_ms')} {row[key]:.0f} ms" for key in row if key.startswith("first_token"))
         )
     shared = prefix_figures(args)
     for row in shared:
         print(
-            f"{args.system_tokens} shared tokens, {row['arrival']}: first token after {row['with_median_ms']:.1f} ms, "
-            f"without prefix caching {row['without_median_ms']:.1f} ms, {row['ratio']:.1f} times as long"
+            f"{args.system_tokens} shared tokens, {row['arrival']}: first token after {row['with_ms']:.1f} ms, "
+            f"without prefix caching {row['without_ms']:.1f} ms, {row['ratio']:.1f} times as long"
         )
     settings = settings_of(args) | {"device": str(llm.device), "dtype": "float32"} | theirs.settings
     return Answer(settings, [*figures, *shared])
@@ -139,11 +138,15 @@ class Transformers:
         self.model = model.to(device).eval()
         few = slice(0, max_num_seqs)
         sample = Requests(requests.prompts[few], requests.new_tokens[few])
-        tried = {tokens: self.run(sample, tokens).total_seconds for tokens in BATCH_TOKENS}
-        self.batch_tokens = min(tried, key=tried.get)
+        tried = {}
+        for tokens in BATCH_TOKENS:
+            self.run(sample, tokens)  # warms up
+            tried[tokens] = self.run(sample, tokens).total_seconds
+        self.batch_tokens = min(tried, key=lambda tokens: tried[tokens])
         self.settings = {
             "transformers": transformers.__version__,
             "transformers_batch_tokens": self.batch_tokens,
+            "transformers_tried_seconds": tried,
             "transformers_attention": self.model.config._attn_implementation,
             "transformers_experts": getattr(self.model.config, "_experts_implementation", None),
         }
@@ -202,13 +205,12 @@ def batching_figures(sides: dict[str, Callable[[], Result]], rounds: int) -> lis
             "side": name,
             "tokens": gate[name].tokens,
             "median_seconds": timing.median,
-            "p20_seconds": timing.p20,
-            "p80_seconds": timing.p80,
+            "min_seconds": timing.low,
+            "max_seconds": timing.high,
             "tokens_per_second": gate[name].tokens / timing.median,
             "speed_of_static": times["static"].median / timing.median,
-            "first_token_p50_ms": percentile(first_token[name], 50) * 1e3,
-            "first_token_p99_ms": percentile(first_token[name], 99) * 1e3,
         }
+        | percentiles("first_token", first_token[name])
         for name, timing in times.items()
     ]
 
@@ -250,7 +252,6 @@ def prefix_figures(args: argparse.Namespace) -> list[dict]:
     for arrival, times in (("one after the other", alone), ("all at once", together)):
         row = {"figure": "prefix", "arrival": arrival, "requests": args.sharing, "system_tokens": args.system_tokens}
         for name, timing in times.items():
-            row[f"{name}_median_ms"] = timing.median * 1e3
-            row[f"{name}_p20_ms"], row[f"{name}_p80_ms"] = timing.p20 * 1e3, timing.p80 * 1e3
+            row |= milliseconds(name, timing)
         rows.append(row | {"ratio": times["without"].median / times["with"].median})
     return rows

@@ -36,12 +36,12 @@ from qwen3.config.hf import model_config
 from qwen3.config.model import DTYPES
 from qwen3.load.resolve import resolve
 from qwen3.measure.memory import available_bytes
-from qwen3.measure.roofline import copy_bandwidth
 from qwen3.model.footprint import planned_footprint
 
 from ..common import CONFIGS, Answer, Timing, milliseconds, release_memory, seconds, side_by_side
 from ..contract import errors
 from ..random_checkpoint import random_checkpoint
+from .bandwidth import bytes_per_second
 
 CPU_DEFAULTS = {
     "model": "small",
@@ -101,7 +101,11 @@ def run(args: argparse.Namespace) -> Answer:
     device = resolve_device(args.device)
     settings = dict(GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
     settings |= {name: value for name in settings if (value := getattr(args, name))}
-    settings |= {"rounds": args.rounds, "device": str(device), "copy_bytes_per_second": copy_bandwidth(device)}
+    settings |= {
+        "rounds": args.rounds,
+        "device": str(device),
+        "copy_bytes_per_second": bytes_per_second(device, getattr(args, "output", None)),
+    }
     print(f"{settings['model']} on {device}, a large copy moves {settings['copy_bytes_per_second'] / 1e9:.1f} GB/s")
     figures, how = [], set()
     for dtype in settings["dtypes"]:
@@ -146,7 +150,7 @@ def in_turns(folder: Path, dtype: str, device: torch.device, settings: dict) -> 
         turn = in_engine(partial(theirs.turn, cell, settings["new_tokens"]))
         sides = {"ours": ours.turn(cell), "theirs": partial(in_engine, turn)}
         times = side_by_side(sides, settings["rounds"])
-        yield row_of(cell, dtype, times, ours.read(cell), gate | {"transformers": theirs.chosen}, settings)
+        yield row_of(cell, dtype, times, ours.read(cell), gate | theirs.settings(), settings)
 
 
 def apart(folder: Path, dtype: str, device: torch.device, settings: dict) -> Iterator[dict]:
@@ -161,7 +165,7 @@ def apart(folder: Path, dtype: str, device: torch.device, settings: dict) -> Ite
     for cell, (answers, times, read) in measured.items():
         gate = theirs.gate(cell, answers)
         times |= side_by_side({"theirs": theirs.turn(cell, settings["new_tokens"])}, settings["rounds"])
-        yield row_of(cell, dtype, times, read, gate | {"transformers": theirs.chosen}, settings)
+        yield row_of(cell, dtype, times, read, gate | theirs.settings(), settings)
 
 
 class Ours:
@@ -219,12 +223,17 @@ class Theirs:
         # Renamed in transformers 5.24.
         self.cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self.chosen = ""
+        self.tried_ms: dict[str, float] = {}
 
     def use(self, attention: str, experts: str) -> None:
         self.model.set_attn_implementation(attention)
         if self.sparse:
             self.model.set_experts_implementation(experts)
         self.chosen = f"{attention} + {experts}" if self.sparse else attention
+
+    def settings(self) -> dict:
+        """What was chosen for the last cell, and the time of everything that was tried for it."""
+        return {"transformers": self.chosen, "transformers_tried_ms": self.tried_ms}
 
     def tensor(self, prompts: list[list[int]]) -> Tensor:
         return torch.tensor(prompts, device=self.device)
@@ -260,12 +269,14 @@ class Theirs:
             measure = partial(self.decode, *self.prompt(tokens))
         else:
             measure = partial(self.prefill, tokens)
-        tried = {}
+        tried: dict[tuple[str, str], float] = {}
+        self.tried_ms = {}
         for implementation in itertools.product(ATTENTION, EXPERTS[cell.phase] if self.sparse else ("",)):
             self.use(*implementation)
             measure(1)
             tried[implementation] = measure(TRIAL_TOKENS)
-        self.use(*min(tried, key=tried.get))
+            self.tried_ms[self.chosen] = tried[implementation] * 1e3
+        self.use(*min(tried, key=lambda implementation: tried[implementation]))
         return lambda: measure(new_tokens)
 
     @torch.inference_mode()

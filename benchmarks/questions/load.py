@@ -24,6 +24,7 @@ from ..common import REPOSITORY, Answer, Timing, milliseconds, side_by_side
 from ..random_checkpoint import random_checkpoint
 
 SIDES = ("ours", "theirs")
+RUNS = ("benchmarks.questions.load_once",)
 # A start that fetched a smaller share of the file from storage was not cold.
 COLD_SHARE = 0.9
 

@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> Answer:
     steps = {count: decode_step(count, args.rounds) for count in args.sequences}
     figures = []
     for count, timing in side_by_side(steps, args.rounds).items():
-        microseconds = {f"{name}_us": getattr(timing, name) * 1e6 for name in ("median", "p20", "p80")}
+        marks = {"median": timing.median, "min": timing.low, "max": timing.high}
+        microseconds = {f"{name}_us": value * 1e6 for name, value in marks.items()}
         figures.append({"sequences": count} | microseconds | {"us_per_sequence": timing.median * 1e6 / count})
         print(
             f"{count:5} sequences: {timing.median * 1e3:.3f} ms a step, {timing.median * 1e6 / count:.2f} us a sequence"

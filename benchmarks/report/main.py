@@ -1,7 +1,8 @@
 """Writes the tables of both README files and the plots, from the records in benchmarks/results alone.
 
 A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`, NAME being the name of a record; other text
-is not changed. Plots go to benchmarks/plots/NAME.svg. The files are README.md and benchmarks/README.md.
+is not changed. Plots go to benchmarks/plots/NAME.svg, and `![...](.../plots/NAME.svg)` gets its message as the text for
+readers. The files are README.md and benchmarks/README.md.
 """
 
 import argparse
@@ -11,16 +12,23 @@ from pathlib import Path
 from qwen3.errors import Qwen3Error
 
 from ..common import REPOSITORY, RESULTS, load_records, replace
+from ..provenance import changed as changed_sources
+from .captions import caption
 from .plots import plot
 from .tables import question_of, table
 
 README_FILES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md"]
 BEGIN, END = "<!-- table ", "<!-- end -->"
+PICTURE = re.compile(r"!\[[^\]]*\]\((?P<path>[^)\s]*plots/(?P<name>[\w.-]+)\.svg)\)")
 TABLE = re.compile(r"^<!-- table (?P<name>\S+) -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something would change")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit with 1 where something would change; name the records that are older than the code",
+    )
     parser.add_argument("--readme", type=Path, nargs="+", default=README_FILES, help="files with tables")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--plots", type=Path, default=RESULTS.with_name("plots"), help="folder of the plots")
@@ -28,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     records = load_records(args.results)
-    wanted = {path: with_tables(read(path), records, path) for path in args.readme}
+    wanted = {path: with_pictures(with_tables(read(path), records, path), records, path) for path in args.readme}
     plots = {args.plots / f"{name}.svg": plot(name, record) for name, record in records.items()}
     wanted |= {path: svg for path, svg in plots.items() if svg is not None}
     gone = sorted(set(args.plots.glob("*.svg")) - set(wanted))
@@ -37,6 +45,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"{path}: {'does not follow from the records' if args.check else 'written'}")
     for path in gone:
         print(f"{path}: {'has no record' if args.check else 'removed, it has no record'}")
+    for name, record in records.items():
+        if "sources" not in record:
+            print(f"{name}: the record does not say which files made it: `python -m benchmarks {question_of(name)}`")
+        elif old := changed_sources(record, REPOSITORY):
+            more = f" and {len(old) - 1} more" if len(old) > 1 else ""
+            command = f"python -m benchmarks {question_of(name)}"
+            print(f"{name}: table and plot are older than the code ({old[0]}{more} changed): `{command}`")
     if args.check:
         return int(bool(changed or gone))
     for path in changed:
@@ -53,6 +68,20 @@ def read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise Qwen3Error(f"{path}: cannot be read ({error.strerror}): name the files with --readme") from None
+
+
+def with_pictures(text: str, records: dict[str, dict], source: Path) -> str:
+    """`text` with what each picture says as its text for readers. Raises Qwen3Error for a picture without a record."""
+
+    def filled(match: re.Match) -> str:
+        name = match["name"]
+        if name not in records:
+            command = f"python -m benchmarks {question_of(name)}"
+            raise Qwen3Error(f"{source}: picture {name} has no record: run `{command}` first")
+        message = (caption(name, records[name]) or "").replace("[", "(").replace("]", ")")
+        return f"![{message}]({match['path']})"
+
+    return PICTURE.sub(filled, text)
 
 
 def with_tables(text: str, records: dict[str, dict], source: Path) -> str:

@@ -1,14 +1,17 @@
 """Plots: from a record to the text of an SVG file, byte for byte the same for the same record."""
 
 import io
+import textwrap
 from collections.abc import Callable
 from statistics import fmean
 
 import matplotlib
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import terminal
+from .captions import caption, place
 from .tables import question_of
 
 BLUE, ORANGE, GREEN, PURPLE = "#3b82f6", "#e0712c", "#2da44e", "#a05cd6"
@@ -31,10 +34,33 @@ def plot(name: str, record: dict) -> str | None:
     if name == "terminal":
         return terminal.picture(record)
     with matplotlib.rc_context(STYLE):
-        figure = PLOTS[question_of(name)](record)
+        figure = draw(name, record)
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            file,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Title": caption(name, record)},
+        )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def draw(name: str, record: dict) -> Figure:
+    """The figure of a record: its message, model and machine above it."""
+    figure = PLOTS[question_of(name)](record)
+    characters = int(figure.get_figwidth() * 13)
+    lines = textwrap.wrap(caption(name, record) or "", characters) + textwrap.wrap(place(record), characters)
+    figure.suptitle("\n".join(lines), fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def error_bars(axes: Axes, x: list[float], y: list[float], low: list[float], high: list[float]) -> None:
+    """Bars from `low` to `high`, dark with a light edge: they stand out from colours and from either background."""
+    below, above = ([abs(end - middle) for end, middle in zip(ends, y)] for ends in (low, high))
+    bars = axes.errorbar(x, y, yerr=(below, above), fmt="none", ecolor="#24292f", elinewidth=1.6, capsize=4, zorder=4)
+    edge = [patheffects.withStroke(linewidth=3.6, foreground="white")]
+    for artist in bars.get_children():
+        artist.set_path_effects(edge)
 
 
 def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -53,11 +79,11 @@ def generate(record: dict) -> Figure:
         rows = [of_cell[cell] for cell in cells]
         places = [at + (i - (len(dtypes) - 1) / 2) * width for at in range(len(cells))]
         ratios = [f["ratio"] for f in rows]
-        # The widest that the two sides' p20 and p80 allow.
-        low = [f["ratio"] - f["theirs_p20_ms"] / f["ours_p80_ms"] for f in rows]
-        high = [f["theirs_p80_ms"] / f["ours_p20_ms"] - f["ratio"] for f in rows]
+        # The widest that the two sides' minima and maxima allow.
+        low = [f["theirs_min_ms"] / f["ours_max_ms"] for f in rows]
+        high = [f["theirs_max_ms"] / f["ours_min_ms"] for f in rows]
         axes.bar(places, ratios, width * 0.92, color=color, label=dtype)
-        axes.errorbar(places, ratios, yerr=(low, high), fmt="none", ecolor=GREY, elinewidth=1.2, capsize=3)
+        error_bars(axes, places, ratios, low, high)
         for at, ratio in zip(places, ratios):
             axes.text(at, 0.05, f"{ratio:.2f}", ha="center", va="bottom", color="white", fontweight="bold", fontsize=9)
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
@@ -72,9 +98,10 @@ def generate(record: dict) -> Figure:
     )
     texts = {"decode": "decode\nbatch {1}\n{2} tokens before", "prefill": "prefill\n{2} tokens"}
     axes.set_xticks(range(len(cells)), [texts[cell[0]].format(*cell) for cell in cells])
-    axes.set(ylim=(0, None), ylabel="speed, times transformers")
+    # Room for the legend above the highest bar.
+    axes.set(ylim=(0, 1.2 * axes.get_ylim()[1]), ylabel="speed, times transformers")
     axes.tick_params(axis="x", length=0)
-    figure.legend(loc="outside upper center", ncols=len(dtypes))
+    axes.legend(loc="upper right", ncols=len(dtypes))
     return figure
 
 
@@ -82,9 +109,9 @@ def kv_cache(record: dict) -> Figure:
     figure, [axes] = panels(1, 6, 3.4)
     lengths = [f["context"] for f in record["figures"]]
     for side, label, color in (("without", "without the cache", ORANGE), ("with", "with the cache", BLUE)):
-        low, middle, high = ([f[f"{side}_{mark}ms"] for f in record["figures"]] for mark in ("p20_", "", "p80_"))
-        axes.plot(lengths, middle, marker="o", markersize=4, color=color, label=label)
-        axes.fill_between(lengths, low, high, color=color, alpha=0.25, linewidth=0)
+        low, middle, high = ([f[f"{side}_{mark}ms"] for f in record["figures"]] for mark in ("min_", "", "max_"))
+        axes.plot(lengths, middle, marker="o", markersize=4, color=color, label=label, zorder=5)
+        error_bars(axes, lengths, middle, low, high)
     axes.set(xscale="log", yscale="log", xlabel="tokens of text before (log scale)", ylabel="ms per token (log scale)")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
@@ -101,8 +128,10 @@ def serve(record: dict) -> Figure:
     speed.set(title="throughput", ylabel="tokens per second")
     waits = (first, "first_piece", "time to the first piece of text"), (between, "inter_piece", "time between pieces")
     for axes, name, title in waits:
-        for percent, color in ((99, ORANGE), (50, BLUE)):
-            values = [f[f"{name}_p{percent}_ms"] for f in record["figures"]]
+        for percent, color in ((99, PURPLE), (90, ORANGE), (50, BLUE)):
+            values = [f.get(f"{name}_p{percent}_ms") for f in record["figures"]]
+            if None in values:
+                continue
             axes.plot(rates, values, marker="o", markersize=4, color=color, label=f"p{percent}")
         axes.set(title=title, ylabel="ms")
         axes.legend()

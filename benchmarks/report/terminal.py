@@ -5,6 +5,9 @@ import textwrap
 from collections.abc import Iterator
 from html import escape
 
+from .captions import caption
+from .tables import where
+
 COLUMNS = 100
 # Pixels; a cell holds one character.
 CELL_WIDTH, CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 8, 19, 16, 34
@@ -45,10 +48,10 @@ def picture(record: dict) -> str:
         f'<circle cx="{20 + 20 * number}" cy="18" r="6" fill="{colour}"/>'
         for number, colour in enumerate(("#ff5f57", "#febc2e", "#28c840"))
     ]
-    title = f"{record['machine']['cpu']}, {record['machine']['threads']} threads, {SLOWER} times slower than it ran"
+    title = f"The embedded model on {where(record)}, {SLOWER} times slower than it ran"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'role="img" aria-label="{escape(record["settings"]["command"])}">',
+        f'role="img" aria-label="{escape(caption("terminal", record) or "")}">',
         f"<style>{STYLE}@media (prefers-reduced-motion: no-preference) {{",
         *keyframes.values(),
         "}\n</style>",

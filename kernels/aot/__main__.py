@@ -2,8 +2,8 @@
 
 Each kernel is compiled as the ops launch it at the shapes of real models (shapes.py). `--write` records the numbers in
 table.json. `--check` exits with 1 where a kernel spills, does not fit on a multiprocessor, multiplies 16-bit tiles
-without tensor cores, streams with narrow loads, or is worse than the table (compared under the Triton version that
-wrote it; another assembler counts differently).
+without tensor cores or float32 tiles with them, streams with narrow loads, or is worse than the table (compared under
+the Triton version that wrote it; another assembler counts differently).
 """
 
 import argparse
@@ -56,14 +56,14 @@ def compile_all(models: list[str], archs: list[str], only: list[str], processes:
 
 def print_table(results: dict[str, Report | str]) -> None:
     """Prints one line for each report."""
-    header = "kernel programs regs spill smem warps blocks mma loads wide stores wide"
+    header = "kernel programs regs spill smem warps blocks bars mma loads wide stores wide"
     lines = [header.split()]
     for key, r in results.items():
         if isinstance(r, str):
             continue
         mma = "+".join(f"{count} {opcode}" for opcode, count in r.matrix_instructions.items()) or "-"
         blocks = "-" if r.blocks_per_sm is None else r.blocks_per_sm
-        numbers = (r.programs, r.registers, r.spill_bytes, r.shared_bytes, r.num_warps, blocks, mma)
+        numbers = (r.programs, r.registers, r.spill_bytes, r.shared_bytes, r.num_warps, blocks, r.barriers, mma)
         lines.append([key, *map(str, (*numbers, r.loads, r.wide_loads, r.stores, r.wide_stores))])
     widths = [max(map(len, column)) for column in zip(*lines)]
     for first, *rest in lines:

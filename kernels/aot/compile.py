@@ -32,6 +32,8 @@ class Report:
     blocks_per_sm: int | None  # None where it is not modelled (AMD)
     matrix_instructions: dict[str, int]
     multiplies_16_bit: bool  # it has a tl.dot of 16-bit tiles
+    multiplies_32_bit: bool  # or of float32 tiles
+    barriers: int  # where the warps of a program wait for each other
     loads: int
     wide_loads: int
     wide_load_share: float  # of the bytes that all global loads carry
@@ -81,6 +83,8 @@ def compile_launch(launch: Launch, arch: str) -> Report:
         blocks_per_sm=occupancy(arch, code.registers, kernel.metadata.shared, options["num_warps"]),
         matrix_instructions=dict(code.matrix),
         multiplies_16_bit=bool(re.search(r"tt\.dot .*: tensor<[\dx]+x(bf16|f16)>", kernel.asm["ttir"])),
+        multiplies_32_bit=bool(re.search(r"tt\.dot .*: tensor<[\dx]+xf32> \*", kernel.asm["ttir"])),
+        barriers=code.barriers,
         loads=code.loads.total(),
         wide_loads=sum(count for bits, count in code.loads.items() if bits >= 128),
         wide_load_share=code.wide_load_share,

@@ -19,7 +19,8 @@ class Code(NamedTuple):
     """What is read from a compiled kernel.
 
     Counts are static: how often an instruction stands in the code, not how often it runs. loads and stores count the
-    instructions on global memory by their width in bits, matrix those of the tensor cores by name.
+    instructions on global memory by their width in bits, matrix those of the tensor cores by name, barriers those where
+    the warps of a program wait for each other.
     """
 
     registers: int
@@ -27,6 +28,7 @@ class Code(NamedTuple):
     loads: Counter[int]
     stores: Counter[int]
     matrix: Counter[str]
+    barriers: int
 
     @property
     def wide_load_share(self) -> float:
@@ -47,7 +49,7 @@ def read_cubin(cubin: bytes) -> Code:
         command = (triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name)
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     local, loads, stores = Counter[int](), Counter[int](), Counter[int]()
-    matrix = Counter[str]()
+    matrix, barriers = Counter[str](), 0
     kinds = {"LDG": loads, "LDGSTS": loads, "STG": stores, "LDL": local, "STL": local}
     for instruction in _SASS.findall(text):
         opcode, *modifiers = instruction.split(".")
@@ -55,7 +57,8 @@ def read_cubin(cubin: bytes) -> Code:
             kinds[opcode][next((_SASS_BITS[m] for m in modifiers if m in _SASS_BITS), 32)] += 1
         elif _SASS_MATRIX.fullmatch(opcode):
             matrix[opcode] += 1
-    return Code(_number(r"REG:(\d+)", text), moved_bytes(local), loads, stores, matrix)
+        barriers += opcode == "BAR"
+    return Code(_number(r"REG:(\d+)", text), moved_bytes(local), loads, stores, matrix, barriers)
 
 
 def read_amdgcn(text: str) -> Code:
@@ -70,6 +73,7 @@ def read_amdgcn(text: str) -> Code:
         loads=widths["load"],
         stores=widths["store"],
         matrix=matrix,
+        barriers=len(re.findall(r"^\s+s_barrier", text, re.M)),
     )
 
 

@@ -76,11 +76,22 @@ def calls(m: Model) -> Iterator[tuple[str, Callable, tuple]]:
             yield f"{name} {tokens} tokens", ops.add_norm_linear, (x, residual, norm, eps, weight)
         yield f"o_proj {tokens} tokens", ops.linear, (empty(tokens, heads * D), Dense(empty(H, heads * D)))
 
+    # Rows too long for the kernel of dot products: float32 that no tensor core may round to tf32.
+    long = floats(8, 25600), Dense(floats(H, 25600))
+    yield "float32 8 tokens", ops.linear, long
+
     yield f"{E} experts top {k}", ops.route, (empty(8192, E), k, True)
     experts = Dense(empty(E, 2 * I, H)), Dense(empty(E, H, I))
     # Up to 16 tokens have kernels of their own; of the others, each row of the tile table at the most tokens it is for.
     for tokens in (1, 16, 32, *(int(min(8192, tile.max_rows * E // k)) for tile in EXPERT_TILES)):
         yield f"{tokens} tokens", ops.moe_experts, (empty(tokens, H), *experts, empty(tokens, k), ids(tokens, k))
+    for tokens in (16, 4096):  # float32 through both paths, too
+        experts32 = Dense(floats(E, 2 * I, H)), Dense(floats(E, H, I))
+        yield (
+            f"float32 {tokens} tokens",
+            ops.moe_experts,
+            (floats(tokens, H), *experts32, floats(tokens, k), ids(tokens, k)),
+        )
     limits = floats(1), ids(1), floats(1), floats(1)
     yield f"V={V}", ops.sample, (floats(1, V), *limits, ids(1), ids(1))
 

@@ -12,8 +12,9 @@ from .shapes import NARROW_KERNELS
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 TABLE = Path(__file__).with_name("table.json")
 
-# The table keeps these fields of a report: fewer is better of the first three, more of the next two.
-RECORDED = ("registers", "spill_bytes", "shared_bytes", "blocks_per_sm", "wide_load_share", "matrix_instructions")
+# The table keeps these fields of a report. A barrier that is gone may be a race, which no test without a GPU sees.
+FEWER_IS_BETTER, MORE_IS_BETTER = ("registers", "spill_bytes", "shared_bytes"), ("blocks_per_sm", "wide_load_share")
+RECORDED = (*FEWER_IS_BETTER, *MORE_IS_BETTER, "barriers", "matrix_instructions")
 
 # Least share of the loaded bytes that 128-bit instructions carry in a kernel that streams: the rest are block ids and
 # the like. One of two streams gone narrow makes it a half.
@@ -41,6 +42,8 @@ def absolute_violations(report: Report) -> list[str]:
         violations.append(f"does not fit: {report.registers} registers, {report.shared_bytes} bytes of shared memory")
     if report.multiplies_16_bit and not report.matrix_instructions:
         violations.append("no tensor-core instruction")
+    if report.multiplies_32_bit and not report.multiplies_16_bit and report.matrix_instructions:
+        violations.append(f"multiplies float32 as tf32: {', '.join(report.matrix_instructions)}")
     # The tiles are NVIDIA's; AMD's wider warp has fewer elements for each thread.
     streams = report.kernel not in NARROW_KERNELS and report.arch.startswith("sm_")
     if streams and report.wide_load_share < WIDE_SHARE:
@@ -52,10 +55,11 @@ def absolute_violations(report: Report) -> list[str]:
 def regressions(report: Report, row: dict) -> list[str]:
     """Says where a report is worse than its row of the table."""
     now = {field: getattr(report, field) for field in RECORDED}
-    worse = [field for field in RECORDED[:3] if now[field] > row[field]]
-    worse += [field for field in RECORDED[3:5] if now[field] < row[field]]
-    # Which instruction matters, not how many: an unrolled loop has more of the same.
-    worse += ["matrix_instructions"] if set(row["matrix_instructions"]) - set(now["matrix_instructions"]) else []
+    worse = [field for field in FEWER_IS_BETTER if now[field] > row[field]]
+    worse += [field for field in (*MORE_IS_BETTER, "barriers") if now[field] < row[field]]
+    # Which instruction matters, not how many: an unrolled loop has more of the same. A new one is another precision or
+    # another way to multiply, and is read before it is recorded.
+    worse += ["matrix_instructions"] if set(row["matrix_instructions"]) != set(now["matrix_instructions"]) else []
     return [f"{field} was {row[field]}, now {now[field]}" for field in worse]
 
 

@@ -34,12 +34,15 @@ TILES = (
     Tile(64, 64, Matmul(64, 128, 4, 4), Matmul(128, 128, 4, 4)),
     Tile(float("inf"), 128, Matmul(64, 128, 8, 3), Matmul(256, 128, 8, 3)),
 )
+# Without tensor cores the accumulators of other tiles spill on an A100.
+FLOAT32_TILES = (Tile(float("inf"), 32, Matmul(64, 128, 4, 3), Matmul(128, 128, 4, 3)),)
 COMBINE_COLUMNS = 1024
 
 
-def tile_for(pairs: int, num_experts: int) -> Tile:
+def tile_for(pairs: int, num_experts: int, itemsize: int) -> Tile:
     """The row of the table for this many (token, expert) pairs. The counts of single experts stay on the device."""
-    return next(tile for tile in TILES if pairs <= tile.max_rows * num_experts)
+    tiles = FLOAT32_TILES if itemsize == 4 else TILES
+    return next(tile for tile in tiles if pairs <= tile.max_rows * num_experts)
 
 
 @triton.jit
@@ -171,7 +174,7 @@ def moe_grouped(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, exper
     """The op `moe_experts` with dense weights, in four launches: sort, gate_up, down, combine."""
     (tokens, H), (experts, _, I) = x.shape, down.shape
     pairs, top_k = expert_ids.numel(), expert_ids.shape[1]
-    tile = tile_for(pairs, experts)
+    tile = tile_for(pairs, experts, x.element_size())
     sort = sort_by_expert(expert_ids, experts, tile.block_m)
     tiles = len(sort.tile_experts)
     hidden = torch.empty((pairs, I), dtype=x.dtype, device=x.device)

@@ -12,7 +12,7 @@ from ..engine.params import SamplingParams
 from ..errors import Qwen3Error
 from .interrupt import ends_at_once
 from .options import PromptOptions, add_answering, prompt_ids, prompt_options, sampling_params
-from .streams import require_stdout, say, style
+from .streams import StreamError, require_stdout, say, style
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -57,6 +57,8 @@ def _converse(llm: "LLM", params: SamplingParams, options: PromptOptions) -> Non
             turn = [*history, {"role": "user", "content": line.strip()}]
             try:
                 text = _print_answer(llm, prompt_ids(llm, options, messages=turn), params)
+            except StreamError:
+                raise
             except Qwen3Error as error:
                 say(f"error: {error} (/reset starts a new conversation)")
                 continue

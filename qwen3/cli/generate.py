@@ -42,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
         raise Qwen3Error(f"{flag} goes with --prompts-file: a single answer is printed")
     # Everything that can be wrong without a model is, before PyTorch is imported.
     params, options = sampling_params(args), prompt_options(args)
+    if args.output in (None, "-"):
+        require_stdout()
     if args.prompts_file is not None:
         with ends_at_once():
             from .jsonl.batch import answer_file
         return answer_file(args, params, options)
     prompt = _prompt(args.text[0] if args.text else args.prompt)
-    require_stdout()
     with ends_at_once():
         from .answer import report
         from .model import load_model, print_statistics
@@ -84,13 +85,15 @@ def read_stdin(advice: str) -> str:
     if sys.stdin is None:
         raise Qwen3Error(f"stdin is closed: {advice}")
     try:
-        data = sys.stdin.buffer.read(_MAX_BYTES + 1)
+        # A program that calls this one may have put a stream without bytes in place of stdin.
+        stream = getattr(sys.stdin, "buffer", sys.stdin)
+        data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise Qwen3Error(f"stdin cannot be read ({one_line(error)}): {advice}") from None
     if len(data) > _MAX_BYTES:
         raise Qwen3Error(f"stdin has more than {_MAX_BYTES / 1e6:.0f} MB, which no context has room for: {advice}")
     try:
-        text = data.decode("utf-8-sig")
+        prompt = data if isinstance(data, str) else data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Qwen3Error(f"stdin is not UTF-8 text ({one_line(error)}): convert it first") from None
-    return text.removesuffix("\n").removesuffix("\r")
+    return prompt.removesuffix("\n").removesuffix("\r")

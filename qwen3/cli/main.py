@@ -21,23 +21,19 @@ COMMANDS = {
     "bench": "measure the prefill and decode speed of a model on this device",
     "info": "show size and memory needs of a model, without loading it",
 }
-# What a shell says of a program that its closed pipe ended: 128 and SIGPIPE.
-_CLOSED_PIPE = 141
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for an error that the user can fix, 130 for Ctrl-C.
 
-    141 where the reader of stdout went away before a batch was written; silently, as programs do.
+    The reader of a pipe may go away: a streamed answer ends silently then.
     """
     words = sys.argv[1:] if arguments is None else arguments
     kept = sys.stdout
-    whole = False
     with guarded():
         try:
             try:
                 args = _parser(words).parse_args(words)
-                whole = getattr(args, "prompts_file", None) is not None
                 with _messages_on_stderr(args.verbose):
                     code = args.run(args)
             except SystemExit as done:  # argparse, after --help or an error
@@ -51,9 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         except BrokenPipeError:
             discard(kept)
-            return _CLOSED_PIPE if whole else 0
+            return 0
         except OSError as error:
             return _failed(f"the system refused something: {one_line(error)}")
+        except ImportError as error:
+            return _failed(f"a module cannot be imported ({one_line(error)}): install qwen3-triton again")
         except MemoryError:
             return _failed("out of memory: use a smaller model, a shorter context or fewer prompts")
 

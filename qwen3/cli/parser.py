@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from ..errors import brief, shown
 
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
+
 
 class Parser(argparse.ArgumentParser):
     """Argparse with errors of one line, which looks for unknown options and commands before all else.
@@ -19,6 +21,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
         self._command_names: Collection[str] = ()
+        self._negative_number_matcher = _NEGATIVE  # argparse's own knows no exponent
 
     def add_subparsers(self, **settings: Any) -> Any:
         commands = super().add_subparsers(**settings)
@@ -31,6 +34,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {shown(message)}: see `{self.prog} --help`\n")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            return self._get_value(action, "--")  # argparse takes it for the mark, and the value for an empty list
+        return super()._get_values(action, arg_strings)
 
     def _checked(self, words: list[str]) -> list[str]:
         """Returns the words with each option as it was added; the words after a command are the command's."""
@@ -52,12 +60,13 @@ class Parser(argparse.ArgumentParser):
                 words[i] = spelled + equals + value
             # Argparse takes a beginning of a name that fits one name only.
             elif not (name.startswith("--") and any(option.startswith(name) for option in known)):
-                self._unknown("option", name, [option for option in known if option.startswith("--")])
+                place = " before the command" if self._command_names else ""
+                self._unknown("option", name, [option for option in known if option.startswith("--")], place)
         return words
 
-    def _unknown(self, kind: str, word: str, names: list[str]) -> NoReturn:
+    def _unknown(self, kind: str, word: str, names: list[str], place: str = "") -> NoReturn:
         close = get_close_matches(word.replace("_", "-"), names, n=1)
-        self.error(f"there is no {kind} {brief(word)}{f', did you mean {close[0]}?' if close else ''}")
+        self.error(f"there is no {kind} {brief(word)}{place}{f', did you mean {close[0]}?' if close else ''}")
 
 
 def _is_option(word: str) -> bool:
@@ -66,4 +75,4 @@ def _is_option(word: str) -> bool:
     Argparse takes `--nmae=two words` for a text.
     """
     name = word.partition("=")[0]
-    return name.startswith("-") and word != "-" and " " not in name and not re.fullmatch(r"-\d+|-\d*\.\d+", word)
+    return name.startswith("-") and word != "-" and " " not in name and not _NEGATIVE.match(word)

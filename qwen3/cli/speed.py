@@ -4,14 +4,13 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..engine.params import SamplingParams
 from ..errors import Qwen3Error
 from ..llm import LLM
 from ..measure.expert_load import ExpertLoad
 from ..measure.roofline import bytes_read
 from ..measure.stats import Phase
+from ..measure.timing import Timing
 
 COLUMNS = (
     "batch",
@@ -19,27 +18,12 @@ COLUMNS = (
     "prefill tokens/s",
     "decode tokens/s",
     "ms per step",
-    "   p20 to p80",
+    "   min to max",
     "GB per step",
     "   GB/s",
     "of the copy",
 )
 BLOCK_SIZE = 16
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Median, 20th and 80th percentile of several measurements, in seconds."""
-
-    median: float
-    p20: float
-    p80: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Timing":
-        marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-        p20, median, p80 = torch.tensor(values, dtype=torch.float64).quantile(marks).tolist()
-        return cls(median, p20, p80)
 
 
 @dataclass(frozen=True)
@@ -130,7 +114,7 @@ def bytes_per_step(llm: LLM, prompts: list[list[int]], new_tokens: int) -> float
 def table_row(speed: Speed, bandwidth: float) -> str:
     """Formats one line of the table; `bandwidth` in bytes per second."""
     rate = speed.read / speed.decode.median
-    spread = f"{speed.decode.p20 * 1e3:.2f}-{speed.decode.p80 * 1e3:.2f}"
+    spread = f"{speed.decode.low * 1e3:.2f}-{speed.decode.high * 1e3:.2f}"
     cells = (
         f"{speed.batch}",
         f"{speed.context}",

@@ -18,6 +18,17 @@ _ON_A_TERMINAL = {i: shown for i, shown in _VISIBLE.items() if chr(i) not in "\n
 _IN_MESSAGES = {i: shown for i, shown in _ON_A_TERMINAL.items() if chr(i) != "\r"}
 
 
+class StreamError(Qwen3Error):
+    """stdout cannot be written: nothing that a command could go on with."""
+
+
+def _attribute(stream: TextIO | None, name: str) -> Any:
+    """What a library asks of a stream beside writing; a closed one has an encoding, for those who look at it."""
+    if stream is None and name == "encoding":
+        return "utf-8"
+    return getattr(stream, name)
+
+
 class Output:
     """stdout: shows control characters on a terminal, and fails in one line.
 
@@ -29,7 +40,7 @@ class Output:
         self._terminal = stream is not None and stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._open(), name)
+        return _attribute(self._stream, name)
 
     @property
     def coloured(self) -> bool:
@@ -39,9 +50,12 @@ class Output:
     def isatty(self) -> bool:
         return self._terminal
 
+    def fileno(self) -> int:
+        return self._open().fileno()
+
     def require(self) -> None:
         if self._stream is None:
-            raise Qwen3Error("stdout is closed: nothing can be written there")
+            raise StreamError("stdout is closed: nothing can be written there")
 
     def write(self, text: str) -> int:
         with self._errors():
@@ -71,7 +85,7 @@ class Output:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise Qwen3Error(f"stdout cannot be written ({error.strerror})") from None
+            raise StreamError(f"stdout cannot be written ({error.strerror})") from None
 
 
 class Messages:
@@ -81,12 +95,15 @@ class Messages:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        if self._stream is None:
-            raise OSError(f"stderr is closed, it has no {name}")
-        return getattr(self._stream, name)
+        return _attribute(self._stream, name)
 
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError("stderr is closed")
+        return self._stream.fileno()
 
     def write(self, text: str) -> int:
         if self._stream is not None:

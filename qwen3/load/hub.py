@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_raise_for_status
+from huggingface_hub import constants, errors, get_hf_file_metadata, hf_raise_for_status
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff, tqdm
 
 from ..config.files import MAX_BYTES, parse_json, refuse_stand_in
@@ -56,7 +56,7 @@ def download(
             Another call continues where this one stopped.
     """
     name = _hub_name(repo_id, revision)
-    folder = (models_folder() if models_dir is None else Path(models_dir)) / name.id
+    folder = models_folder(models_dir) / name.id
     with _errors_in_one_line(_Repo(name, token, endpoint), folder) as repo:
         try:
             _update(folder, repo)
@@ -145,10 +145,12 @@ class _Repo:
         return _File(file.size, file.etag)
 
     def names(self) -> list[str]:
-        """The names of all files, none where the hub does not tell."""
+        """The names of the files in the repository's own folder, none where the hub does not tell."""
+        content, url = io.BytesIO(), f"{self.endpoint}/api/models/{self.id}/tree/{quote(self.revision, safe='')}"
         try:
-            api = HfApi(endpoint=self.endpoint, token=self.token or False)
-            return sorted(api.list_repo_files(self.id, revision=self.revision))
+            self._get("list of files", content, 0, None, url)
+            paths = [entry["path"] for entry in parse_json(content.getvalue().decode(), url)]
+            return sorted(path for path in paths if re.fullmatch(r"[\w. +-]+", path))
         except Exception:  # asked to explain an error: that one is told
             return []
 
@@ -167,7 +169,7 @@ class _Repo:
             with path.open("ab" if done else "wb") as out:
                 self._get(name, out, done, file.size)
 
-    def _get(self, name: str, out: BinaryIO, done: int, size: int | None) -> None:
+    def _get(self, name: str, out: BinaryIO, done: int, size: int | None, url: str | None = None) -> None:
         """Appends a file to `out` from byte `done` on, with a progress bar; resumes when the connection breaks.
 
         Raises Qwen3Error for an answer of more than `size` bytes, of more than a small file has where it is None.
@@ -181,7 +183,7 @@ class _Repo:
                 try:
                     with http_stream_backoff(
                         "GET",
-                        self.url(name),
+                        url or self.url(name),
                         headers=headers | ({"Range": f"bytes={done}-"} if done else {}),
                         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
                         retry_on_exceptions=(),

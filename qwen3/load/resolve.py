@@ -31,9 +31,12 @@ class HubName:
     revision: str | None = None
 
 
-def models_folder() -> Path:
-    """Where downloads are kept: the environment's QWEN3_MODELS, else models/ below the current folder."""
-    return Path(os.path.expanduser(os.environ.get("QWEN3_MODELS") or "models"))
+def models_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """Where downloads are kept: `given`, else the environment's QWEN3_MODELS, else models/ below the current folder."""
+    text = os.environ.get("QWEN3_MODELS") or "models" if given is None else given
+    if not isinstance(text, (str, os.PathLike)):
+        raise Qwen3Error(f"models_dir is {brief(given)}: it must be a path")
+    return Path(os.path.expanduser(text))
 
 
 def resolve(model: str | os.PathLike[str] | None, models_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -49,7 +52,7 @@ def resolve(model: str | os.PathLike[str] | None, models_dir: str | os.PathLike[
     Raises:
         Qwen3Error: there is no such model here, its download is not complete, or the folder is something else.
     """
-    models = models_folder() if models_dir is None else Path(models_dir)
+    models = models_folder(models_dir)
     if model is None:
         complete = filter(is_complete, (config.parent for config in models.glob(f"*/*/{CONFIG}")))
         return max(complete, key=lambda folder: (folder / CONFIG).stat().st_mtime, default=TINY)
@@ -64,8 +67,9 @@ def resolve(model: str | os.PathLike[str] | None, models_dir: str | os.PathLike[
         raise Qwen3Error(f"{brief_name(text)}: is no folder{what}: give the folder that holds {CONFIG}")
     name = hub_name(text) if isinstance(model, str) else None
     if name is None:
+        near = f"did you mean {close}? else " if (close := _similar(text, models)) else ""
         raise Qwen3Error(
-            f'no such model: {brief_name(text)}: give a folder, a hub id like Qwen/Qwen3-30B-A3B, or "tiny"'
+            f'no such model: {brief_name(text)}: {near}give a folder, a hub id like Qwen/Qwen3-30B-A3B, or "tiny"'
         )
     return _by_id(name, models)
 
@@ -205,11 +209,19 @@ def _by_id(name: HubName, models: Path) -> Path:
         state = "its download is not complete"
     else:
         state = f"it is not in {models}, nor complete in the Hugging Face cache {hub_cache()}"
-    here = [f"{folder.parent.name}/{folder.name}" for folder in local_models(models)]
-    if close := get_close_matches(name.id, here, n=1, cutoff=0.8):
-        state += f"; did you mean {close[0]}?"
+    if close := _similar(name.id, models):
+        state += f"; did you mean {close}?"
     revision = f" --revision {name.revision}" if name.revision else ""
     raise Qwen3Error(f"no such model: {name.id}: {state}: run `qwen3 download --repo_id {name.id}{revision}`")
+
+
+def _similar(text: str, models: Path) -> str | None:
+    """The id of a model that is here, for one that was mistyped or named without its organisation."""
+    here = {f"{folder.parent.name}/{folder.name}": folder.name for folder in local_models(models)} | cached_models()
+    for name in here:
+        if name.lower().endswith(f"/{text.lower()}"):
+            return name
+    return next(iter(get_close_matches(text[:100], here, n=1, cutoff=0.8)), None)
 
 
 def local_models(models: Path) -> list[Path]:

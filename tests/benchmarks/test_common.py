@@ -1,6 +1,8 @@
 """Turns, records and shapes."""
 
 import json
+import re
+import subprocess
 
 import pytest
 import torch
@@ -27,32 +29,60 @@ def test_sides_take_turns_and_each_has_its_own_marks():
 
     times = common.side_by_side({name: lambda name=name: turn(name) for name in values}, 3)
     assert calls == ["ours", "theirs"] * 3
-    assert times["ours"] == common.Timing(2.0, pytest.approx(1.4), pytest.approx(2.6))
-    assert times["theirs"].median == 9.0 and times["theirs"].p20 == pytest.approx(7.2)
+    assert times["ours"] == common.Timing(2.0, 1.0, 3.0) and times["theirs"] == common.Timing(9.0, 6.0, 9.0)
     assert common.milliseconds("ours", times["ours"]) == pytest.approx(
-        {"ours_ms": 2000, "ours_p20_ms": 1400, "ours_p80_ms": 2600}
+        {"ours_ms": 2000, "ours_min_ms": 1000, "ours_max_ms": 3000}
     )
 
 
 def test_a_record_says_what_was_measured_and_on_what(tmp_path):
     answer = common.Answer({"device": "cpu", "batch": [1, 8]}, [{"ms": 1.5}])
-    path = common.save("some", "How fast?", answer, tmp_path)
+    path = common.save("some", "How fast?", answer, tmp_path, ["benchmarks.contract"])
     assert path == tmp_path / "some.json" and list(tmp_path.iterdir()) == [path]
     record = common.load_records(tmp_path)["some"]
     assert record["question"] == "How fast?" and record["figures"] == [{"ms": 1.5}]
     assert record["settings"] == {"device": "cpu", "batch": [1, 8]}
+    assert "benchmarks/contract.py" in record["sources"] and "qwen3/llm.py" not in record["sources"]
     machine = record["machine"]
     # PyTorch itself adds its build, as in 2.13.0+cu130; the metadata of the package on PyPI does not.
     assert torch.__version__.startswith(machine["torch"])
     assert machine["cpu"] and machine["threads"] == torch.get_num_threads()
-    assert machine["commit"] is None or len(machine["commit"].rstrip("+")) == 40
+
+
+def test_the_commit_says_whether_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=A", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(common, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(common, "IN_CHECKOUT", True)
+    assert common.machine()["commit"] is None
+    git("init")
+    for name in ("code.py", "README.md", "benchmarks/results/a.json", "benchmarks/plots/a.svg", "benchmarks/README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    git("add", "-A")
+    git("commit", "-m", "first")
+    clean = common.machine()["commit"]
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    for name in ("README.md", "benchmarks/results/a.json", "benchmarks/plots/a.svg", "benchmarks/README.md"):
+        (tmp_path / name).write_text("2\n")
+    assert common.machine()["commit"] == clean
+    (tmp_path / "code.py").write_text("2\n")
+    assert common.machine()["commit"] == clean + "+"
+
+
+def test_a_percentile_needs_ten_values_beyond_it():
+    for count, marks in ((19, []), (20, ["p50"]), (99, ["p50"]), (100, ["p50", "p90"]), (1000, ["p50", "p90", "p99"])):
+        assert list(common.percentiles("x", [1.0] * count)) == [f"x_{mark}_ms" for mark in marks]
+    assert common.percentiles("x", [i / 1e3 for i in range(101)]) == pytest.approx({"x_p50_ms": 50, "x_p90_ms": 90})
 
 
 def test_a_gpus_record_leaves_the_cpus_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(common.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(common.torch.cuda, "get_device_name", lambda: "a GPU")
     answers = [common.Answer(settings, []) for settings in ({}, {"device": "cuda:0"}, {"device": "cpu"})]
-    names = [common.save("some", "?", answer, tmp_path).name for answer in answers]
+    names = [common.save("some", "?", answer, tmp_path, []).name for answer in answers]
     assert names == ["some.cuda.json", "some.cuda.json", "some.json"]
     assert common.load_records(tmp_path)["some.cuda"]["machine"]["gpu"] == "a GPU"
 

@@ -20,7 +20,7 @@ def test_help_lists_every_question_and_imports_none():
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout
-    assert out.splitlines()[-1] == "['benchmarks.__main__', 'benchmarks.common']"
+    assert out.splitlines()[-1] == "['benchmarks.__main__', 'benchmarks.common', 'benchmarks.provenance']"
     for name in runner.MODULES:
         assert any(line.split()[:1] == [name] for line in out.splitlines())
 
@@ -78,6 +78,6 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_measurement(capsys, 
 
 def test_an_answer_outside_the_contract_is_saved_and_exits_with_1(tmp_path):
     answer = Answer({"device": "cpu"}, [], within=False, name="other")
-    question = SimpleNamespace(run=lambda args: answer, __doc__="How?\n\nSo.")
+    question = SimpleNamespace(__name__="benchmarks.contract", run=lambda args: answer, __doc__="How?\n\nSo.")
     assert runner.ask("some", question, argparse.Namespace(output=tmp_path)) == 1
     assert json.loads((tmp_path / "other.json").read_text())["question"] == "How?"

@@ -42,6 +42,16 @@ def matmul_kernel(out_ptr, x_ptr, weight_ptr, stride):
     tl.store(out_ptr + square, tl.dot(x, weight).to(tl.bfloat16))
 
 
+@triton.jit
+def exact_kernel(out_ptr, x_ptr, weight_ptr, stride):
+    """The same, float32 as it is."""
+    row = tl.arange(0, 64)
+    square = row[:, None] * 64 + row[None, :]
+    x = tl.load(x_ptr + square)
+    weight = tl.load(weight_ptr + row[:, None] * stride + row[None, :])
+    tl.store(out_ptr + square, tl.dot(x, weight, input_precision="ieee").to(tl.bfloat16))
+
+
 @triton.jit(do_not_specialize=["c", "d"], do_not_specialize_on_alignment=["e", "f"])
 def any_kernel(a, b, c, d, e, f, CONSTANT: tl.constexpr, DEFAULT: tl.constexpr = 7):
     """Takes anything and does nothing."""
@@ -49,9 +59,12 @@ def any_kernel(a, b, c, d, e, f, CONSTANT: tl.constexpr, DEFAULT: tl.constexpr =
 
 def planted() -> dict[str, tuple[list[str], dict]]:
     """Violations and report of kernels that are sound and of kernels that are not."""
-    x, square = shapes.empty(8192), shapes.empty(64, 64)
+    x, square, square32 = shapes.empty(8192), shapes.empty(64, 64), shapes.floats(64, 64)
     cases = {
         "small": ("sm_90", scale_kernel, (x, x, 4096), {}),
+        "one warp": ("sm_90", scale_kernel, (x, x, 1024), {"num_warps": 1}),
+        "float32 in the tensor cores": ("sm_90", matmul_kernel, (square, square32, square32, 64), {}),
+        "float32": ("sm_90", exact_kernel, (square, square32, square32, 64), {}),
         "spills": ("sm_90", scale_kernel, (x, x, 8192), {"maxnreg": 24}),
         "good": ("sm_90", matmul_kernel, (square, square, square, 64), {}),
         "stride of any size": ("sm_90", matmul_kernel, (square, square, square, 65), {}),

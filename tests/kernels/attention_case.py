@@ -56,6 +56,11 @@ class AttentionCase:
         )
 
 
+def few_sums(out: Tensor) -> float:
+    """The size of the terms of an output where there are so few that all may cancel, for `assert_contract`."""
+    return 1.0 if out.numel() < 200 else 0.0
+
+
 def attention_case(
     seq_lens: list[int],
     queries: list[int] | None = None,

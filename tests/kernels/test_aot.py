@@ -1,5 +1,6 @@
 """Recorded launches, compiled code and the table of numbers, in processes that do not use the interpreter."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ from qwen3_kernels.aot.table import ARCHITECTURES, check
 from qwen3_kernels.attention.decode import TILES as DECODE_TILES
 from qwen3_kernels.attention.prefill import TILES as PREFILL_TILES
 from qwen3_kernels.linear.matrix import TILES as MATRIX_TILES
+from qwen3_kernels.moe.grouped import FLOAT32_TILES
 from qwen3_kernels.moe.grouped import TILES as EXPERT_TILES
 
 # As here: what was set for the interpreter must not disturb the compiler.
@@ -100,8 +102,8 @@ def test_every_kernel_is_launched(found) -> None:
         ("linear_matrix_kernel", "BLOCK_N", {tile.block_n for tile in MATRIX_TILES}),
         ("decode_split_kernel", "BLOCK_N", {tile.block_n for tile in DECODE_TILES.values()}),
         ("prefill_kernel", "BLOCK_M", {tile.block_m for tile in PREFILL_TILES.values()}),
-        ("gate_up_kernel", "BLOCK_M", {tile.block_m for tile in EXPERT_TILES}),
-        ("down_kernel", "BLOCK_M", {tile.block_m for tile in EXPERT_TILES}),
+        ("gate_up_kernel", "BLOCK_M", {tile.block_m for tile in (*EXPERT_TILES, *FLOAT32_TILES)}),
+        ("down_kernel", "BLOCK_M", {tile.block_m for tile in (*EXPERT_TILES, *FLOAT32_TILES)}),
     ],
 )
 def test_every_row_of_a_tile_table_is_launched(found, model, kernel, constant, tiles) -> None:
@@ -141,6 +143,32 @@ def test_missing_tensor_cores_are_reported(found) -> None:
     assert "no tensor-core instruction" in violations and report["multiplies_16_bit"]
 
 
+def test_every_dot_says_its_precision() -> None:
+    """Without a word Triton multiplies float32 as tf32, on a GPU alone: the interpreter does not."""
+    folder, dots = Path(__file__).parents[2] / "kernels", 0
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tl.dot", "tl.dot_scaled"):
+                dots += 1
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert given.get("input_precision") == "'ieee'", f"{path}:{node.lineno}"
+    assert dots >= 8
+
+
+def test_tf32_is_reported(found) -> None:
+    violations, report = found["planted"]["float32 in the tensor cores"]
+    assert violations == ["multiplies float32 as tf32: HGMMA"], (violations, report["matrix_instructions"])
+    violations, report = found["planted"]["float32"]
+    assert not any("tf32" in violation for violation in violations)
+    assert report["multiplies_32_bit"] and not report["matrix_instructions"]
+
+
+def test_barriers_are_counted(found) -> None:
+    """A sum over a program's warps needs one, a sum within a warp none."""
+    assert found["planted"]["small"][1]["barriers"] > 0
+    assert found["planted"]["one warp"][1]["barriers"] == 0
+
+
 def test_the_interpreter_s_kernels_are_refused_in_one_line() -> None:
     result = python("-c", "from qwen3_kernels.aot import shapes; shapes.launches('30B')", env=INTERPRETED)
     assert "RuntimeError: kernels were imported with TRITON_INTERPRET set" in result.stderr
@@ -159,6 +187,8 @@ def report_and_table(**changes) -> tuple[dict[str, Report], dict]:
         blocks_per_sm=8,
         matrix_instructions={"HGMMA": 4},
         multiplies_16_bit=True,
+        multiplies_32_bit=False,
+        barriers=3,
         loads=8,
         wide_loads=8,
         wide_load_share=1.0,
@@ -174,7 +204,7 @@ def report_and_table(**changes) -> tuple[dict[str, Report], dict]:
     "changes, violations",
     [
         ({}, []),
-        ({"registers": 63, "blocks_per_sm": 9, "matrix_instructions": {"HGMMA": 2}}, []),
+        ({"registers": 63, "blocks_per_sm": 9, "matrix_instructions": {"HGMMA": 2}, "barriers": 4}, []),
         ({"registers": 65}, ["registers was 64, now 65"]),
         ({"shared_bytes": 1040}, ["shared_bytes was 1024, now 1040"]),
         ({"blocks_per_sm": 7}, ["blocks_per_sm was 8, now 7"]),
@@ -184,6 +214,11 @@ def report_and_table(**changes) -> tuple[dict[str, Report], dict]:
             ["matrix_instructions was {'HGMMA': 4}, now {}"],
         ),
         ({"matrix_instructions": {"HMMA": 4}}, ["matrix_instructions was {'HGMMA': 4}, now {'HMMA': 4}"]),
+        (
+            {"matrix_instructions": {"HGMMA": 4, "HMMA": 1}},
+            ["matrix_instructions was {'HGMMA': 4}, now {'HGMMA': 4, 'HMMA': 1}"],
+        ),
+        ({"barriers": 2}, ["barriers was 3, now 2"]),
         ({"spill_bytes": 8}, ["spills 8 bytes", "spill_bytes was 0, now 8"]),
         (
             {"blocks_per_sm": 0},
@@ -194,6 +229,53 @@ def report_and_table(**changes) -> tuple[dict[str, Report], dict]:
 def test_worse_than_the_table(changes: dict, violations: list[str]) -> None:
     results, recorded = report_and_table(**changes)
     assert check(results, recorded, {"30B/sm_90/module"}) == [f"30B/sm_90/module/case: {v}" for v in violations]
+
+
+@pytest.mark.parametrize(
+    "changes, violations",
+    [
+        ({"spill_bytes": 4}, ["spills 4 bytes"]),
+        ({"blocks_per_sm": 1}, []),
+        ({"blocks_per_sm": 0}, ["does not fit: 64 registers, 1024 bytes of shared memory"]),
+        ({"matrix_instructions": {}}, ["no tensor-core instruction"]),
+        ({"matrix_instructions": {}, "multiplies_16_bit": False}, []),
+        (
+            {"multiplies_16_bit": False, "multiplies_32_bit": True, "matrix_instructions": {"HMMA": 32}},
+            ["multiplies float32 as tf32: HMMA"],
+        ),
+        ({"multiplies_16_bit": False, "multiplies_32_bit": True, "matrix_instructions": {}}, []),
+        ({"multiplies_32_bit": True}, []),
+        ({"wide_load_share": 0.7}, []),
+        (
+            {"wide_load_share": 0.69, "wide_loads": 6},
+            [
+                "narrow loads: 128-bit instructions carry 69% of the loaded bytes (6 of 8 instructions), "
+                "at least 70% wanted"
+            ],
+        ),
+        ({"wide_load_share": 0.0, "kernel": "route_kernel"}, []),
+        ({"wide_load_share": 0.0, "arch": "gfx942"}, []),
+    ],
+)
+def test_what_no_kernel_may_do(changes: dict, violations: list[str]) -> None:
+    """Whatever the table says, on either side of each bound."""
+    (report,) = report_and_table(**changes)[0].values()
+    assert table.absolute_violations(report) == violations
+
+
+def test_every_kernel_with_matrix_instructions_is_in_the_table_in_float32_without_any() -> None:
+    """float32 is not rounded to tf32 in the tensor cores."""
+    rows = table.read()["kernels"]
+    multiplying = {key.split("/")[3].split()[0] for key, row in rows.items() if row["matrix_instructions"]}
+    float32 = {key.split("/")[3].split()[0]: row for key, row in rows.items() if " float32 " in key}
+    assert len(multiplying) == 6 and multiplying <= {*float32}
+    assert not any(row["matrix_instructions"] for key, row in rows.items() if " float32 " in key)
+
+
+def test_the_warps_of_the_sampler_wait_for_each_other() -> None:
+    """Without a barrier between them its passes over shared memory race: so many, and no fewer, as the table says."""
+    rows = {key: row["barriers"] for key, row in table.read()["kernels"].items() if "/sample " in key}
+    assert len(rows) == 2 * len(ARCHITECTURES) and min(rows.values()) > 10
 
 
 def test_another_triton_s_table_is_not_compared() -> None:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,7 +15,8 @@ from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded
 from qwen3_kernels.weights import Dense
 
-from .attention_case import AttentionCase, attention_case
+from .attention_case import AttentionCase, attention_case, few_sums
+from .parameters import examples
 
 EPS = 1e-6
 
@@ -117,7 +118,7 @@ def test_qk_norm_rope_cache(slots, dtype):
     assert_contract(keys[written], exact_keys[written], own_keys[written])
 
 
-def check_decode(case: AttentionCase) -> Tensor:
+def check_decode(case: AttentionCase, ratio: float | None = None) -> Tensor:
     own, exact = case.plain(case.q.dtype), case.plain(torch.float64)
     # Slots that were never written hold NaN. The tables of this backend hold blocks that are there.
     out = cpu.decode_attention(*case.plain_tables().decode_arguments())
@@ -125,6 +126,8 @@ def check_decode(case: AttentionCase) -> Tensor:
         out,
         reference.decode_attention(*exact.decode_arguments()),
         reference.decode_attention(*own.decode_arguments()),
+        few_sums(out),
+        ratio,
     )
     return out
 
@@ -138,12 +141,15 @@ def test_decode_attention(lengths, group, dtype):
     assert not out[[length == 0 for length in lengths]].any()
 
 
-def check_prefill(case: AttentionCase) -> None:
+def check_prefill(case: AttentionCase, ratio: float | None = None) -> None:
     own, exact = case.plain(case.q.dtype), case.plain(torch.float64)
+    out = cpu.prefill_attention(*case.plain_tables().prefill_arguments())
     assert_contract(
-        cpu.prefill_attention(*case.plain_tables().prefill_arguments()),
+        out,
         reference.prefill_attention(*exact.prefill_arguments()),
         reference.prefill_attention(*own.prefill_arguments()),
+        few_sums(out),
+        ratio,
     )
 
 
@@ -169,7 +175,7 @@ def test_prefill_attention_in_the_smallest_blocks(length, queries, dtype, monkey
     check_prefill(attention_case([length], [queries], group=2, head_dim=16, dtype=dtype))
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     prefixes_and_queries=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 150)), min_size=1, max_size=3),
     kv_heads=st.integers(1, 2),
@@ -179,11 +185,12 @@ def test_prefill_attention_in_the_smallest_blocks(length, queries, dtype, monkey
     seed=st.integers(0, 2**31),
 )
 def test_attention_of_any_shape(prefixes_and_queries, **shape):
-    """Not in float32: the reference's own error can be almost nothing on so few values."""
+    """Not in float32: the reference's own error can be almost nothing on so few values. PyTorch's attention is held to
+    a wider bound, because it rounds its weights where it likes."""
     with torch.inference_mode():
         lengths = [sum(pair) for pair in prefixes_and_queries]
-        check_prefill(attention_case(lengths, [n for _, n in prefixes_and_queries], **shape))
-        check_decode(attention_case(lengths, **shape))
+        check_prefill(attention_case(lengths, [n for _, n in prefixes_and_queries], **shape), ratio=1.5)
+        check_decode(attention_case(lengths, **shape), ratio=1.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -221,7 +228,7 @@ def wide_weight(x: Tensor) -> Tensor | Dense:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("idle", [None, -1, 1])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(
     ("tokens", "experts", "top_k", "hidden", "inter"),
@@ -236,13 +243,17 @@ def wide_weight(x: Tensor) -> Tensor | Dense:
         (400, 4, 2, 12, 6),
     ],
 )
-def test_moe_experts(tokens, experts, top_k, hidden, inter, padded, even, dtype, monkeypatch):
-    """An even load, and one that leaves an expert without a token and so needs too much padding for many tokens."""
+def test_moe_experts(tokens, experts, top_k, hidden, inter, padded, idle, dtype, monkeypatch):
+    """An even load, and one that leaves the last expert or the second without a token and so needs too much padding
+    for many tokens."""
     if not padded:
         monkeypatch.setattr(cpu, "_MAX_PADDED_WEIGHTS", 0)
     scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(0))
-    scores[:, -1] -= 0 if even else 2
-    check_experts(scores.topk(top_k).indices, experts, hidden, inter, dtype)
+    if idle is not None:
+        scores[:, idle] -= 2
+    expert_ids = scores.topk(top_k).indices
+    assert idle is None or experts - 1 < top_k or idle % experts not in expert_ids
+    check_experts(expert_ids, experts, hidden, inter, dtype)
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 600])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_kernels import linear as package
@@ -12,7 +12,7 @@ from qwen3_kernels.linear import MAX_TOKENS, add_norm_linear, dense, linear, mat
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
-from .parameters import EVERY_DTYPE, slow
+from .parameters import EVERY_DTYPE, examples, slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -147,6 +147,13 @@ def test_every_matrix_tile(tile, more: int, dtype: torch.dtype, monkeypatch: pyt
     check_fused(4, tile.block_n + more, hidden, dtype=dtype)
 
 
+@pytest.mark.parametrize(("tokens", "outputs"), [(8, 144), *slow((1, 1024), (2, 2048))])
+def test_linear_at_the_depth_of_real_models(tokens: int, outputs: int) -> None:
+    """So many outputs of so many columns that one rounding more would show: sums are kept in float32."""
+    check_linear(tokens, outputs, 4096, dtype=torch.bfloat16)
+    check_fused(tokens, outputs, 4096, dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("tokens", [1, 4, 12])
 def test_before_the_first_layer(tokens: int) -> None:
     """Nothing to add: x itself is the residual that is returned."""
@@ -178,6 +185,14 @@ def test_many_outputs_of_several_tokens(tokens: int, monkeypatch: pytest.MonkeyP
     """The norm is then a launch of its own, which writes the sum over the residual."""
     monkeypatch.setattr(package, "MAX_FUSED_OUTPUTS", 10)
     check_fused(tokens, 20, 72, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(("outputs", "launches"), [(20, 1), (21, 2)])
+def test_the_most_outputs_of_one_launch(outputs: int, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several tokens; a launch of the norm alone writes the sum over the residual."""
+    monkeypatch.setattr(package, "MAX_FUSED_OUTPUTS", 20)
+    x, residual, *rest = Inputs(2, outputs, 32, torch.bfloat16).add_norm_linear(True, False)
+    assert (add_norm_linear(x, residual, *rest)[1] is residual) == (launches == 2)
 
 
 class Launches:
@@ -254,7 +269,7 @@ def test_weights_beyond_int32(tokens: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     tokens=st.integers(1, MAX_TOKENS + 2),
     outputs=st.integers(1, 50),

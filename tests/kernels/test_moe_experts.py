@@ -5,18 +5,19 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from qwen3_kernels import moe, reference
 from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.moe import grouped, moe_experts, small, sort
-from qwen3_kernels.moe.grouped import TILES, Tile, tile_for
+from qwen3_kernels.moe.grouped import FLOAT32_TILES, TILES, Tile, tile_for
 from qwen3_kernels.testing.contract import assert_contract, poisoned_outputs
 from qwen3_kernels.weights import Dense
 
-from .parameters import EVERY_DTYPE, slow
+from .parameters import EVERY_DTYPE, examples, slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -56,19 +57,39 @@ def inputs(
     return Inputs(*(t.to(dtype).to(DEVICE) for t in floats), expert_ids.to(DEVICE))
 
 
+def reference_of_path(args: Inputs) -> Tensor:
+    """The reference with the roundings of the kernels alone.
+
+    The small path keeps hidden values, times their weights, in float32. The grouped path rounds them once, and the
+    results of the pairs.
+    """
+    x, gate_up, down, weights = (t.float() for t in args[:4])
+    out, dtype = torch.zeros_like(x), args.x.dtype
+    for expert in args.expert_ids.unique().tolist():
+        token, choice = (args.expert_ids == expert).nonzero(as_tuple=True)
+        hidden, weight = reference.swiglu(F.linear(x[token], gate_up[expert])), weights[token, choice, None]
+        if len(x) <= small.MAX_TOKENS:
+            result = F.linear(hidden * weight, down[expert])
+        else:
+            result = (F.linear(hidden.to(dtype).float(), down[expert]) * weight).to(dtype).float()
+        out.index_add_(0, token, result)
+    return out.to(dtype)
+
+
 def check(args: Inputs) -> Tensor:
     before = [t.clone() for t in args]
     with poisoned_outputs(moe, sort, small, grouped):
         out = args.run()
     assert all(torch.equal(t, b) for t, b in zip(args, before))
-    assert_contract(out, args.run(reference.moe_experts, torch.float64), args.run(reference.moe_experts))
+    assert_contract(out, args.run(reference.moe_experts, torch.float64), reference_of_path(args))
     return out
 
 
-@pytest.fixture(params=TILES, ids=lambda tile: f"{tile.block_m}-rows")
+@pytest.fixture(params=[*TILES, *FLOAT32_TILES], ids=lambda tile: f"{tile.block_m}-rows")
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tile:
-    """Each row of the tile table, made the only one."""
-    monkeypatch.setattr(grouped, "TILES", (request.param._replace(max_rows=float("inf")),))
+    """Each row of the tile tables, made the only one."""
+    for name in ("TILES", "FLOAT32_TILES"):
+        monkeypatch.setattr(grouped, name, (request.param._replace(max_rows=float("inf")),))
     return request.param
 
 
@@ -187,7 +208,7 @@ def test_experts_no_tokens() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.data())
 def test_experts_any_shape(data: st.DataObject) -> None:
     """Not in float32: the reference's own error, rounding alone, can be almost nothing on so few values."""
@@ -238,14 +259,30 @@ def test_around_a_full_tile(tile: Tile, extra: int) -> None:
     check(inputs(len(ids), experts=3, expert_ids=ids[order][:, None], hidden=32, intermediate=16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("top_k", [8, 10])
+def test_many_choices_of_many_tokens(top_k: int, dtype: torch.dtype) -> None:
+    """Rounded after every choice the sum would have more than twice the error."""
+    check(inputs(20, 12, top_k, hidden=128, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "intermediate"),
+    [(20, 2048, 192), *slow((2, 4096, 1536), (20, 4096, 1536))],  # 30B with a part of its columns, 235B
+)
+def test_experts_at_the_depth_of_real_models(tokens: int, hidden: int, intermediate: int) -> None:
+    """So many outputs of so many columns that one rounding more would show."""
+    check(inputs(tokens, 2, 1, hidden, intermediate))
+
+
 def test_most_experts_are_empty() -> None:
     check(inputs(17, experts=128, top_k=1, hidden=32, intermediate=16))
 
 
 def test_every_row_of_the_table_is_chosen() -> None:
-    assert [tile_for(pairs, 128) for pairs in (1, 8 * 128, 8 * 128 + 1, 16 * 128 + 1, 64 * 128, 10**9)] == [
-        TILES[i] for i in (0, 0, 1, 2, 2, 3)
-    ]
+    pairs = (1, 8 * 128, 8 * 128 + 1, 16 * 128 + 1, 64 * 128, 10**9)
+    assert [tile_for(n, 128, 2) for n in pairs] == [TILES[i] for i in (0, 0, 1, 2, 2, 3)]
+    assert {tile_for(n, 128, 4) for n in pairs} == {*FLOAT32_TILES}
 
 
 # What is refused.

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_kernels.moe import sort as module
 from qwen3_kernels.moe.sort import sort_by_expert
 from qwen3_kernels.testing.contract import poisoned_outputs
 
-from .parameters import slow
+from .parameters import examples, slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -83,7 +83,7 @@ def test_sort_takes_the_same_expert_twice() -> None:
     check_sort(torch.tensor([[1, 1], [3, 1], [1, 0]], device=DEVICE), 4, 16)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=150), st.sampled_from([16, 32, 64, 128]))
 def test_sort_anything(ids: list[int], block_m: int) -> None:
     check_sort(torch.tensor(ids, device=DEVICE)[:, None], 6, block_m)

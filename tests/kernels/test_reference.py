@@ -259,3 +259,16 @@ def test_dtype_of_the_inputs_is_that_of_the_outputs(name):
         out = getattr(ops, name)(*case(dtype)[name])
         for y in out if isinstance(out, tuple) else (out,):
             assert y.dtype == (dtype if y.dtype.is_floating_point else torch.int64)
+
+
+@pytest.mark.parametrize("module", [ops, cpu], ids=["reference", "cpu"])
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_the_larger_logit_wins_where_rounded_probabilities_are_equal(module, descending, renormalize):
+    """The softmax is in float32: six logits an ulp of bfloat16 apart have the same probabilities in bfloat16."""
+    logits = (2.0**-5 + torch.arange(6) * 2.0**-12).bfloat16()[None]
+    assert logits.softmax(-1).unique().numel() == 1
+    logits = logits.flip(1) if descending else logits
+    weights, expert_ids = module.route(logits, 3, renormalize)
+    assert weights.unique().numel() == 1
+    assert expert_ids.tolist() == [[0, 1, 2] if descending else [5, 4, 3]]

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_kernels import reference, rms_norm
 from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
-from .parameters import EVERY_DTYPE, slow
+from .parameters import EVERY_DTYPE, examples, slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -125,7 +125,7 @@ def test_rms_norm_rows_beyond_int32() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     rows=st.integers(1, 4),
     hidden=st.integers(1, 700),

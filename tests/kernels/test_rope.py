@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_kernels import reference, rope
@@ -12,7 +12,7 @@ from qwen3_kernels.checks import DTYPES
 from qwen3_kernels.paged_cache import PagedCache
 from qwen3_kernels.testing.contract import assert_contract, assert_guards, guarded, poisoned_outputs
 
-from .parameters import EVERY_DTYPE
+from .parameters import EVERY_DTYPE, examples
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -204,7 +204,7 @@ def test_blocks_beyond_int32() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     tokens=st.integers(1, 3),
     kv_heads=st.integers(1, 4),

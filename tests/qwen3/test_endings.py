@@ -97,7 +97,6 @@ def test_the_end_of_text_ids_of_both_files_end_every_answer(tmp_path):
         ({"stop": "b", "min_tokens": 1}, ("bcda", "stop", "b")),
         ({"stop": "b", "min_tokens": 8}, ("bcdabc", "length", None)),
     ],
-    ids=str,
 )
 def test_the_text_and_what_ended_it(llm, params, expected):
     assert ended(llm, **params) == expected
@@ -227,7 +226,6 @@ def test_an_asynchronous_stream_tells_how_it_ended(llm):
         ({"min_tokens": 4, "stop_token_ids": [END]}, lambda ids: END not in ids[:4]),
         ({"min_tokens": 4, "stop": "<end>"}, lambda ids: END not in ids[:4]),
     ],
-    ids=str,
 )
 def test_what_changes_the_scores_changes_the_answer(llm, params, holds):
     plain = llm.generate("a", replace(GREEDY, **{k: v for k, v in params.items() if k.startswith("stop")}))[0].token_ids

@@ -107,8 +107,10 @@ def _breaking_off(output: File | Stream, interrupts: Interrupts) -> Iterator[Non
     """Says where the answers are when a batch does not come to its end."""
     try:
         yield
-    except BaseException:
-        if said := output.break_off(interrupts):
+    except BaseException as error:
+        said = output.break_off(interrupts)
+        # Programs end silently where their reader has gone.
+        if said and not isinstance(error, BrokenPipeError):
             _say(said)
         raise
 

@@ -30,7 +30,93 @@ def test_ratios_and_percentiles_are_those_of_the_runs():
     assert (continuous["side"], static["side"]) == ("continuous", "static")
     assert continuous["tokens_per_second"] == 20
     assert continuous["speed_of_static"] == 2 and static["speed_of_static"] == 1
-    assert static["first_token_p50_ms"] == pytest.approx(600) and static["first_token_p99_ms"] == pytest.approx(1100)
+    # Six first tokens are too few for a percentile.
+    assert not any(key.startswith("first_token") for key in static)
+
+
+def test_first_tokens_of_all_rounds_are_counted():
+    seconds = [0.01 * i for i in range(40)]
+    sides = {"static": lambda: Result([[1]] * 40, seconds, 2.0)}
+    (row,) = batching.batching_figures(sides, rounds=3)
+    assert row["first_token_p50_ms"] == pytest.approx(195) and row["first_token_p90_ms"] == pytest.approx(360, abs=10)
+
+
+class PrefixEngine:
+    """An LLM of known times: a prompt's first token after a millisecond for each token that is not cached."""
+
+    made = ()
+
+    def __init__(self, model, *, prefix_caching, **options):
+        self.on, self.cached, self.config = prefix_caching, set(), None
+        PrefixEngine.made = (*PrefixEngine.made, self)
+        self.resets = self.hits = 0
+
+    def reset_prefix_cache(self):
+        self.resets += 1
+        self.cached = set()
+
+    def generate(self, prompts, params):
+        answers = []
+        for prompt in prompts:
+            hit = 512 if self.on and tuple(prompt[:512]) in self.cached else 0
+            self.hits += hit > 0
+            self.cached.add(tuple(prompt[:512]))
+            metrics = SimpleNamespace(time_to_first_token=(len(prompt) - hit) / 1e3)
+            answers.append(SimpleNamespace(token_ids=[sum(prompt) % 97], metrics=metrics))
+        return answers
+
+
+@pytest.fixture
+def prefix(monkeypatch):
+    monkeypatch.setattr(batching, "LLM", PrefixEngine)
+    monkeypatch.setattr(PrefixEngine, "made", ())
+    monkeypatch.setattr(batching, "TAIL_TOKENS", (16, 16))
+    monkeypatch.setattr(batching, "windows", lambda llm, count, size, seed: [[i] * size for i in range(count)])
+    return SimpleNamespace(model="m", seed=0, sharing=8, system_tokens=512, rounds=3)
+
+
+def test_prefix_caching_is_on_for_one_side_only(prefix):
+    alone, together = batching.prefix_figures(prefix)
+    on, off = PrefixEngine.made
+    assert on.on and on.hits > 0 and not off.on and off.hits == 0
+    for row in (alone, together):
+        # 16 tokens of a tail; without the cache 512 shared ones as well.
+        assert (row["with_ms"], row["without_ms"], row["ratio"]) == pytest.approx((16, 528, 33))
+    assert on.resets == prefix.rounds and alone["arrival"] == "one after the other"
+
+
+def test_prefix_caching_that_changes_tokens_is_refused(prefix, monkeypatch):
+    def wrong(self, prompts, params):
+        answers = PrefixEngine.generate(self, prompts, params)
+        for answer in answers:
+            answer.token_ids = [int(self.on)]
+        return answers
+
+    monkeypatch.setattr(batching, "LLM", type("Wrong", (PrefixEngine,), {"generate": wrong}))
+    with pytest.raises(RuntimeError, match="changes the tokens"):
+        batching.prefix_figures(prefix)
+
+
+@pytest.mark.parametrize("fastest", batching.BATCH_TOKENS)
+def test_transformers_gets_its_faster_setting(monkeypatch, fastest):
+    transformers = pytest.importorskip("transformers")
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
+    model.to = model.eval = lambda *device: model
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: model)
+    monkeypatch.setattr(batching, "resolve", lambda name: name)
+
+    calls = []
+
+    def run(self, requests, batch_tokens=None):
+        """The first call of a setting is slow, as one that warms up is."""
+        calls.append(batch_tokens)
+        warm = calls.count(batch_tokens) > 1
+        return Result([], [], (1.0 if batch_tokens == fastest else 2.0) if warm else 99.0)
+
+    monkeypatch.setattr(batching.Transformers, "run", run)
+    settings = batching.Transformers("m", "cpu", 2, Requests([[1]] * 3, [4] * 3)).settings
+    assert settings["transformers_batch_tokens"] == fastest
+    assert settings["transformers_tried_seconds"] == {n: 1.0 if n == fastest else 2.0 for n in batching.BATCH_TOKENS}
 
 
 def test_a_static_group_waits_for_the_one_before(monkeypatch):

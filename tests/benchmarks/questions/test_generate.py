@@ -1,6 +1,8 @@
 """generate, end to end on a small checkpoint, both ways; its gate finds one changed weight."""
 
 import argparse
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ pytest.importorskip("transformers")
 
 import transformers
 
+from benchmarks import common
+from benchmarks.common import Timing
 from benchmarks.questions import generate
+from qwen3.measure.stats import Phase
 from tests.qwen3.conftest import write_checkpoint
 
 SIZES = ["--prefill", "9", "--batch", "1", "3", "--context", "6", "--new-tokens", "3", "--rounds", "2"]
@@ -25,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    monkeypatch.setattr(generate, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(generate, "bytes_per_second", lambda device, folder: 1e9)
     monkeypatch.setattr(generate, "TRIAL_TOKENS", 2)
 
 
@@ -50,6 +55,7 @@ def test_a_row_for_each_cell(monkeypatch, folder, together, dtypes):
         (dtype, *cell) for dtype in dtypes for cell in cells
     ]
     for row in answer.figures:
+        assert row["transformers"] in row["transformers_tried_ms"] and len(row["transformers_tried_ms"]) >= 4
         assert row["within"] and row["ratio"] == pytest.approx(row["theirs_ms"] / row["ours_ms"])
         tokens = row["batch"] * (row["context"] if row["phase"] == "prefill" else 1)
         assert row["ours_tokens_per_second"] == pytest.approx(tokens / row["ours_ms"] * 1e3)
@@ -68,6 +74,102 @@ def test_a_changed_weight_is_found(folder, dtype, phase):
     ours.llm.model.layers[1].attention.o.weight.data[0] += 0.5
     with pytest.raises(RuntimeError, match=f"{phase}.*{dtype}"):
         theirs.gate(cell, ours.answers(cell))
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_another_token_is_found_where_all_log_probabilities_agree(folder, place):
+    """As after a near tie: the token before it in the list is as likely. The last token is read by nothing else."""
+    settings = {"prefill": [6], "batch": [2], "context": [6], "new_tokens": 3}
+    cpu, cell = torch.device("cpu"), generate.Cell("decode", 2, 6)
+    ours, theirs = generate.Ours(folder, "float32", cpu, settings), generate.Theirs(folder, "float32", cpu)
+    answers = ours.answers(cell)
+    wrong = answers[place].token_ids
+    answers[place] = replace(answers[place], token_ids=[*wrong[:-1], (wrong[-1] + 1) % 64])
+    with pytest.raises(RuntimeError, match="other greedy tokens"):
+        theirs.gate(cell, answers)
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_a_timed_decode_finds_its_prompts_cached_and_a_timed_prefill_computes_them(folder, phase):
+    settings = {"prefill": [40], "batch": [3], "context": [40], "new_tokens": 4}
+    ours = generate.Ours(folder, "float32", torch.device("cpu"), settings)
+    cell = generate.Cell(phase, 3, 40)
+    turn = ours.turn(cell)
+    for _ in range(3):
+        ours.llm.stats.prefill, ours.llm.stats.decode = Phase(), Phase()
+        assert turn() > 0
+        prefill, decode = ours.llm.stats.prefill, ours.llm.stats.decode
+        # Two full blocks of each prompt are cached, the eight tokens after them are not.
+        assert prefill.tokens == (3 * 40 if phase == "prefill" else 3 * 8)
+        assert (decode.steps, decode.tokens) == ((0, 0) if phase == "prefill" else (3, 9))
+
+
+class Rival(generate.Theirs):
+    """Transformers' side with known times: the first call of an implementation is slow, as one that warms up is."""
+
+    def __init__(self, fastest, sparse):
+        self.fastest, self.sparse, self.calls, self.tried_ms = fastest, sparse, [], {}
+        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=50))
+
+    def use(self, attention, experts):
+        self.chosen = f"{attention} + {experts}"
+
+    def tensor(self, prompts):
+        return prompts
+
+    def prompt(self, tokens):
+        return ()
+
+    def time(self, steps):
+        warm = self.chosen in self.calls
+        self.calls.append(self.chosen)
+        return (1.0 if self.chosen == self.fastest else 2.0) if warm else 99.0 - len(self.calls)
+
+    def decode(self, steps):
+        return self.time(steps)
+
+    def prefill(self, tokens, steps):
+        return self.time(steps)
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_transformers_gets_its_fastest_implementation_found_warm(phase):
+    implementations = [f"{a} + {e}" for a in generate.ATTENTION for e in generate.EXPERTS[phase]]
+    for fastest in implementations:
+        rival = Rival(fastest, sparse=True)
+        rival.turn(generate.Cell(phase, 1, 4), 8)
+        assert rival.chosen == fastest and sorted(rival.calls) == sorted(2 * implementations)
+        assert rival.settings() == {
+            "transformers": fastest,
+            "transformers_tried_ms": {name: 1e3 if name == fastest else 2e3 for name in implementations},
+        }
+
+
+def test_a_step_of_theirs_takes_as_long_as_a_forward(folder, monkeypatch):
+    theirs = generate.Theirs(folder, "float32", torch.device("cpu"))
+    cache, first = theirs.prompt(torch.tensor([[5, 6, 7]]))
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(common.time, "perf_counter", lambda: clock.now)
+    forward = theirs.model.forward
+
+    def slow(*args, **kwargs):
+        clock.now += 0.25
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(theirs.model, "forward", slow)
+    assert theirs.decode(cache, first, 4) == 0.25
+    assert theirs.prefill(torch.tensor([[5, 6, 7]]), 4) == 0.25
+
+
+def test_a_row_of_known_times():
+    times = {"ours": Timing(0.02, 0.01, 0.03), "theirs": Timing(0.05, 0.04, 0.06)}
+    settings = {"copy_bytes_per_second": 1e9}
+    decode = generate.row_of(generate.Cell("decode", 8, 128), "float32", times, 1e7, {}, settings)
+    assert (decode["ratio"], decode["ours_tokens_per_second"], decode["fraction_of_copy"]) == pytest.approx(
+        (2.5, 400, 0.5)
+    )
+    prefill = generate.row_of(generate.Cell("prefill", 2, 128), "float32", times, None, {}, settings)
+    assert prefill["theirs_tokens_per_second"] == pytest.approx(2 * 128 / 0.05) and "fraction_of_copy" not in prefill
 
 
 def test_float32_of_the_same_weights(folder):

@@ -1,5 +1,8 @@
 """load: one start of each side, and which starts count as cold."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -37,12 +40,47 @@ def test_figures_of_a_side():
     row = load.side_figures("ours", Timing(2.5, 2.0, 3.0), runs)
     assert row == {
         "ours_ms": 2500,
-        "ours_p20_ms": 2000,
-        "ours_p80_ms": 3000,
+        "ours_min_ms": 2000,
+        "ours_max_ms": 3000,
         "ours_load_ms": 2000,
         "ours_peak_bytes": 9,
         "ours_storage_bytes": 6,
     }
+
+
+def test_ratio_and_times_are_those_of_the_processes(monkeypatch, tmp_path):
+    """Each side's first start is not counted; the turns alternate; a cold start evicts the file first."""
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    times, calls = {"ours": iter([99.0, 1.0, 2.0, 3.0]), "theirs": iter([99.0, 8.0, 4.0, 6.0])}, []
+
+    def process(command, **options):
+        side = command[3]
+        calls.append(side)
+        run = {
+            "total_seconds": next(times[side]),
+            "load_seconds": 0.5,
+            "storage_bytes": 100,
+            "peak_bytes": 7,
+            "token": 3,
+        }
+        return SimpleNamespace(returncode=0, stdout=json.dumps(run))
+
+    monkeypatch.setattr(load.subprocess, "run", process)
+    monkeypatch.setattr(load, "drop_from_cache", lambda folder: calls.append("evicted"))
+    row = load.starts(tmp_path, torch.device("cpu"), "cold", 3)
+    assert calls == ["evicted", "ours", "evicted", "theirs"] * 4
+    assert (row["ours_ms"], row["theirs_ms"], row["ratio"], row["cache"]) == (2000, 6000, 3, "cold")
+    assert (row["ours_load_ms"], row["theirs_load_ms"]) == (1000, 3000)
+
+
+def test_other_first_tokens_are_refused(monkeypatch, tmp_path):
+    def process(command, **options):
+        run = {"total_seconds": 1.0, "load_seconds": 0.5, "storage_bytes": 0, "peak_bytes": 7, "token": command[3]}
+        return SimpleNamespace(returncode=0, stdout=json.dumps(run))
+
+    monkeypatch.setattr(load.subprocess, "run", process)
+    with pytest.raises(RuntimeError, match="first tokens differ"):
+        load.starts(tmp_path, torch.device("cpu"), "warm", 1)
 
 
 @pytest.mark.slow

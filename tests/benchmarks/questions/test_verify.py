@@ -52,6 +52,26 @@ def test_one_weight_of_one_layer_is_found(monkeypatch, capsys):
     assert "layer 2 is the first outside the contract" in capsys.readouterr().out
 
 
+def test_each_backend_is_compared_with_its_own_outputs(monkeypatch):
+    """A weight changed on one backend's side is reported for that backend alone."""
+
+    def changed(*args, backend, **options):
+        llm = LLM(*args, backend=backend, **options)
+        if backend == "cpu":
+            llm.model.layers[2].attention.o.weight.data[5, 7] += 0.5
+        return llm
+
+    monkeypatch.setattr(verify, "LLM", changed)
+    monkeypatch.setattr(verify, "runs", lambda name, device: name == "cpu")
+    parser = argparse.ArgumentParser()
+    verify.add_arguments(parser)
+    arguments = ["tiny", "--tokens", "24", "--device", "cpu", "--dtypes", "float32"]
+    answer = verify.run(parser.parse_args(arguments))
+    rows = {name: [f for f in answer.figures if f["backend"] == name] for name in ("reference", "cpu")}
+    assert verify.first_outside(rows["reference"]) is None and verify.first_outside(rows["cpu"]) == "layer 2"
+    assert not answer.within
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_router_weight_changes_the_experts_of_its_layer(monkeypatch, dtype):
     def change(llm):

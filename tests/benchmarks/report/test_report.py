@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from benchmarks import provenance
 from benchmarks.common import REPOSITORY, Timing, load_records, milliseconds
 from benchmarks.report import main as report
 from benchmarks.report import plots, tables
@@ -40,8 +42,8 @@ def ratio(dtype, phase, batch, context, ours, theirs):
     return row | {"transformers": "sdpa + eager"} | ({"fraction_of_copy": 0.5} if phase == "decode" else {})
 
 
-def percentiles(name, values):
-    return {f"{name}_p{p}_ms": value for p, value in zip((20, 50, 80, 99), values)}
+def percentiles(name, *values):
+    return {f"{name}_p{p}_ms": value for p, value in zip((50, 90, 99), values)}
 
 
 FIGURES = {
@@ -60,20 +62,20 @@ FIGURES = {
     ],
     "serve": [
         {"requests_per_second": rate, "tokens_per_second": 30 * rate}
-        | percentiles("first_piece", (9, 10, 12, 20 * rate)) | percentiles("inter_piece", (2, 3, 4, 8))
+        | percentiles("first_piece", 10, 20 * rate) | percentiles("inter_piece", 3, 4, 8)
         for rate in (2.0, 8.0)
     ],
     "eventloop": [
-        {"situation": name, "max_ms": 2 * delay} | side("delay", delay)
+        {"situation": name} | side("delay", delay)
         for name, delay in (("nothing runs", 1), ("streams arrive", 9))
     ],
     "batching": [
         {"figure": "batching", "side": name, "tokens_per_second": speed, "speed_of_static": speed / 100,
-         "first_token_p50_ms": 5, "first_token_p99_ms": 9}
+         "first_token_p50_ms": 5, "first_token_p90_ms": 9}
         for name, speed in (("continuous", 150), ("static", 100))
     ] + [
         {"figure": "prefix", "arrival": arrival, "requests": 32, "system_tokens": 512, "ratio": 1.0}
-        | {f"{s}_{mark}_ms": 4.0 for s in ("with", "without") for mark in ("median", "p20", "p80")}
+        | side("with", 4.0) | side("without", 4.0)
         for arrival in ("one after the other", "all at once")
     ],
     "scheduler": [{"sequences": n, "median_us": 0.8 * n, "us_per_sequence": 0.8} for n in (16, 256)],
@@ -83,11 +85,13 @@ FIGURES = {
         for card, size, tokens in (("small", 4, 0), ("large", 8, 2_200_000))
     ],
     "experts": [
-        {"figure": "distinct", "layer": layer, "tokens": n, "batch": batch, "mean": 4 + n, "uniform": 4.5 + n}
+        {"figure": "distinct", "layer": layer, "tokens": n, "batch": batch, "mean": 4 + n - (batch == "neighbours"),
+         "uniform": 4.5 + n}
         for layer in (0, 1) for n in (1, 8) for batch in ("unrelated", "neighbours")
     ] + [{"figure": "load", "layer": layer, "tokens_per_expert": [10, 20, 30]} for layer in (0, 1)] + [
         {"figure": "step", "model": "Large", "tokens": n, "weight_bytes": 2e9 * n} for n in (1, 8)
     ],
+    "bandwidth": [{"bytes_per_second": 2.5e10, "min_bytes_per_second": 2e10, "max_bytes_per_second": 3e10}],
     "verify": [
         {"dtype": dtype, "backend": "reference", "place": place, "rms_error": 1e-6, "transformers_rms_error": 2e-6,
          "within": True, "same_argmax": 1.0}
@@ -261,7 +265,7 @@ def test_a_record_of_a_gpu_names_the_gpu():
 def test_every_plot_is_labelled_and_bars_start_at_zero():
     for name in PLOTTED:
         with plots.matplotlib.rc_context(plots.STYLE):
-            figure = plots.PLOTS[tables.question_of(name)](RECORDS[name])
+            figure = plots.draw(name, RECORDS[name])
         for axes in figure.axes:
             assert axes.get_ylabel() and (
                 axes.get_xlabel() or name == "generate_small" or axes.get_label() == "<colorbar>"
@@ -273,7 +277,8 @@ def test_every_plot_is_labelled_and_bars_start_at_zero():
 @pytest.mark.parametrize("path", report.README_FILES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_a_readme_follows_from_the_committed_records(path):
     text = path.read_text(encoding="utf-8")
-    assert report.with_tables(text, load_records(), path) == text
+    records = load_records()
+    assert report.with_pictures(report.with_tables(text, records, path), records, path) == text
     assert len(text.splitlines()) < 250
     images = re.findall(r"!\[[^]]*]\(([^)]+)\)", text)
     assert images and all((path.parent / image).is_file() for image in images)
@@ -284,8 +289,109 @@ def test_the_first_shell_commands_of_the_readme_are_those_that_ci_runs():
         r"^```bash\n(.*?)^```$", (REPOSITORY / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
     new = "python3 -m venv .venv && .venv/bin/pip install "
-    assert blocks[0] == new + '. && .venv/bin/qwen3 generate --prompt "def fibonacci(n):"\n'
+    # The recording shows the command that the reader is told to run.
+    shown = shlex.split(load_records()["terminal"]["settings"]["command"])
+    assert shlex.split(blocks[0])[-len(shown) + 1 :] == shown[1:]
+    assert (
+        blocks[0]
+        == new + '. && .venv/bin/qwen3 generate --prompt "def fibonacci(n):" --max-new-tokens 60 --seed 7 --stats\n'
+    )
     assert blocks[1] == new + '-e ".[test]" && .venv/bin/python -m pytest -q\n'
+
+
+def lines_of(figure):
+    """x and y of each labelled line of each panel, by its label."""
+    return [
+        {line.get_label(): [list(map(float, values)) for values in line.get_data()] for line in axes.get_lines()}
+        for axes in figure.axes
+    ]
+
+
+def test_lines_are_the_columns_of_the_record_under_their_own_label():
+    with plots.matplotlib.rc_context(plots.STYLE):
+        cache, serve, experts = (lines_of(plots.draw(name, RECORDS[name])) for name in ("kv_cache", "serve", "experts"))
+    assert cache[0]["with the cache"] == [[64, 256], [3, 3]] and cache[0]["without the cache"] == [[64, 256], [3, 12]]
+    speed, first, between = serve
+    assert list(speed.values()) == [[[2, 8], [60, 240]]]
+    assert first == {"p90": [[2, 8], [40, 160]], "p50": [[2, 8], [10, 10]]}
+    assert {label: y for label, (_, y) in between.items()} == {"p99": [8, 8], "p90": [4, 4], "p50": [3, 3]}
+    counts = {label.partition(" (")[0]: y for label, (_, y) in experts[0].items()}
+    assert counts == {
+        "chosen at random": [5.5, 12.5],
+        "tokens of unrelated places": [5, 12],
+        "neighbouring tokens": [4, 11],
+    }
+
+
+def test_bars_are_the_ratios_of_their_dtype_and_error_bars_their_range():
+    with plots.matplotlib.rc_context(plots.STYLE):
+        axes = plots.draw("generate_small", RECORDS["generate_small"]).axes[0]
+    bars, errors = axes.containers[::2], axes.containers[1::2]
+    assert [bar.get_label() for bar in bars] == ["float32", "bfloat16"]
+    for bar, error in zip(bars, errors):
+        assert [patch.get_height() for patch in bar] == pytest.approx([1.5, 0.9])
+        (_, low), (_, high) = error.lines[2][0].get_segments()[0]
+        assert (low, high) == pytest.approx((1.5 / 1.1 * 0.9, 1.5 / 0.9 * 1.1))
+
+
+def test_points_of_ops_are_operations_per_byte_and_their_speed():
+    with plots.matplotlib.rc_context(plots.STYLE):
+        axes = plots.draw("ops.cuda", RECORDS["ops.cuda"]).axes[0]
+    points = {group.get_label(): group.get_offsets().tolist() for group in axes.collections}
+    assert points == {"experts": [[50, pytest.approx(12.5)]], "projections": [[1, pytest.approx(0.25)]]}
+
+
+MESSAGES = {
+    "generate_small": "decode in float32 1.50, decode in bfloat16 1.50, prefill in float32 0.90",
+    "kv_cache": "After 256 tokens a token takes 3.0 ms with the KV cache and 12.0 ms without",
+    "serve": "60 tokens/s and a first piece after 10 ms (median) at 2 requests/s",
+    "experts": "Distinct experts of 3 that unrelated tokens hit: 5.0 for 1, 12.0 for 8",
+    "ops.cuda": "The kernels reach 80% of the measured limit (median of 2 sizes)",
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_picture_says_its_message_its_model_and_its_machine(name):
+    with plots.matplotlib.rc_context(plots.STYLE):
+        title = " ".join(plots.draw(name, RECORDS[name]).get_suptitle().split())
+    assert MESSAGES[name] in title and "tiny in bfloat16 · A Processor, 2 threads" in title
+    assert MESSAGES[name] in plots.plot(name, RECORDS[name])
+
+
+def test_the_text_for_readers_of_a_picture_holds_its_numbers(house, tmp_path, fast_plots):
+    readme = tmp_path / "README.md"
+    readme.write_text("![old](plots/kv_cache.svg) and ![](../some/plots/serve.svg), ![other](logo.svg)\n")
+    house()
+    text = readme.read_text()
+    assert f"![{MESSAGES['kv_cache']}" in text and f"![{MESSAGES['serve']}" in text and "![other](logo.svg)" in text
+    assert house("--check") == 0
+    readme.write_text("![x](plots/none.svg)\n")
+    with pytest.raises(Qwen3Error, match="picture none has no record"):
+        house()
+
+
+def test_a_record_older_than_the_code_is_named_and_fails_nothing(house, tmp_path, fast_plots, capsys):
+    house()
+    for name, sources in {
+        "serve": {"README.md": "0" * 12, "gone.py": "0" * 12},
+        "load": sources_now("setup.py"),
+    }.items():
+        path = tmp_path / "results" / f"{name}.json"
+        path.write_text(json.dumps(RECORDS[name] | {"sources": sources}))
+    capsys.readouterr()
+    house()
+    assert house("--check") == 0
+    lines = capsys.readouterr().out.splitlines()
+    older = [line for line in lines if "older than the code" in line]
+    assert older[-1:] == [
+        "serve: table and plot are older than the code (README.md and 1 more changed): `python -m benchmarks serve`"
+    ]
+    assert "kv_cache: the record does not say which files made it: `python -m benchmarks kv_cache`" in lines
+    assert not any(line.startswith("load:") for line in lines)
+
+
+def sources_now(name):
+    return {name: provenance.digest(REPOSITORY / name)}
 
 
 def test_several_files_are_written(house, tmp_path, fast_plots):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from qwen3.cli.main import main
+from qwen3.load.resolve import TINY
 
 from ..conftest import write_checkpoint
 
@@ -24,8 +25,18 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory):
+    """The embedded model with a chat template: nothing is made for it."""
+    path = tmp_path_factory.mktemp("talker")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (path / name).symlink_to(TINY / name)
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
 @pytest.fixture
-def run(folder, capsys, tmp_path, monkeypatch):
+def run(capsys, tmp_path, monkeypatch):
     """Runs a command in an empty folder -> (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from qwen3 import LLM, Qwen3Error
 from qwen3.cli import bench, speed
 from qwen3.measure import roofline
+from qwen3.measure.stats import Phase
 
 # All four experts are hit by every token, so that the bytes are known.
 CONFIG = {
@@ -60,12 +62,31 @@ def test_every_decode_step_has_the_whole_batch():
     speed.require_room(llm, 3)
     prompts = speed.random_prompts(4096, 3, 40)
     assert len({tuple(prompt) for prompt in prompts}) == 3 and prompts == speed.random_prompts(4096, 3, 40)
-    before = llm.stats.prefill.tokens
-    assert speed.prefill_seconds(llm, prompts) > 0
-    assert llm.stats.prefill.tokens >= before + 3 * 40
+    for _ in range(3):
+        llm.stats.prefill = Phase()
+        assert speed.prefill_seconds(llm, prompts) > 0
+        assert llm.stats.prefill.tokens == 3 * 40
     for _ in range(2):
         assert speed.decode_seconds(llm, prompts, 4) > 0
         assert (llm.stats.decode.steps, llm.stats.decode.tokens) == (3, 9)
+
+
+def known(seconds):
+    """An LLM whose answers took known times, each (to the first token, in all)."""
+    metrics = [SimpleNamespace(time_to_first_token=first, total_seconds=total) for first, total in seconds]
+    answers = [SimpleNamespace(metrics=m) for m in metrics]
+    return SimpleNamespace(
+        generate=lambda *a: answers, reset_prefix_cache=lambda: None, stats=SimpleNamespace(decode=None)
+    )
+
+
+def test_a_prefill_ends_with_its_last_prompt():
+    assert speed.prefill_seconds(known([(1.0, 1.0), (3.0, 3.0), (2.0, 2.0)]), [[1]] * 3) == 3.0
+
+
+def test_a_decode_step_is_the_time_after_the_last_first_token_over_the_steps():
+    # Five tokens take four steps after the first; the latest prompt began to decode after 2 s and ended after 10 s.
+    assert speed.decode_seconds(known([(1.0, 9.0), (2.0, 10.0)]), [[1]] * 2, 5) == 2.0
 
 
 def test_one_row_for_each_batch_and_context(run):
@@ -108,5 +129,5 @@ def test_a_batch_that_does_not_fit_is_refused():
 
 
 def test_marks_of_known_values():
-    assert speed.Timing.of([5.0, 1.0, 3.0, 2.0, 4.0]) == speed.Timing(3.0, pytest.approx(1.8), pytest.approx(4.2))
+    assert speed.Timing.of([5.0, 1.0, 3.0, 2.0, 9.0]) == speed.Timing(3.0, 1.0, 9.0)
     assert speed.Timing.of([2.0]) == speed.Timing(2.0, 2.0, 2.0)

@@ -12,12 +12,12 @@ from qwen3 import LLM
 from qwen3.cli import interrupt
 
 from .conftest import TEMPLATE
-from .test_streams import Terminal
+from .test_streams import Full, Terminal
 from .test_wiring import Pieces
 
 
 @pytest.fixture
-def typed(run, folder, monkeypatch):
+def typed(run, talker, monkeypatch):
     """Runs a chat on a terminal in which `lines` are typed and the model writes `pieces` -> (code, what is shown)."""
 
     def typed(lines, pieces, *words):
@@ -27,7 +27,7 @@ def typed(run, folder, monkeypatch):
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr("builtins.input", lambda shown: next(left, None) or (_ for _ in ()).throw(EOFError))
         monkeypatch.setattr(LLM, "stream", lambda self, ids, params: Pieces(pieces))
-        return run("chat", "-m", folder, *words)[0], out.getvalue()
+        return run("chat", "-m", talker, *words)[0], out.getvalue()
 
     return typed
 
@@ -41,7 +41,7 @@ def test_thinking_is_dimmed_and_foreign_escapes_are_shown(typed, monkeypatch, no
     assert code == 0 and out == f"{dim}<think>a^[[31m</think>{plain}\nb{plain}\n"
 
 
-def test_reasoning_that_was_cut_is_closed_in_the_history(run, folder, monkeypatch):
+def test_reasoning_that_was_cut_is_closed_in_the_history(run, talker, monkeypatch):
     prompts = []
     text = iter(["<think>a", "<think>a</think>b", "c"])
 
@@ -51,20 +51,32 @@ def test_reasoning_that_was_cut_is_closed_in_the_history(run, folder, monkeypatc
 
     monkeypatch.setattr(LLM, "stream", stream)
     monkeypatch.setattr(sys, "stdin", io.StringIO("1\n2\n3\n"))
-    assert run("chat", "-m", folder)[0] == 0
+    assert run("chat", "-m", talker)[0] == 0
     assert prompts[1] == "[user]1[assistant]<think>a\n</think>\n\n[user]2[assistant]"
     assert prompts[2].endswith("[assistant]<think>a</think>b[user]3[assistant]")
 
 
-def test_stdin_that_is_no_conversation(run, folder, monkeypatch):
+def test_stdin_that_is_no_conversation(run, talker, monkeypatch):
     monkeypatch.setattr("qwen3.cli.chat._MAX_LINE", 100)
     for data, said in ((b"a\xff\n", "is not text"), (b"x" * 101 + b"\n", "a line of more than 100")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
-        code, out, err = run("chat", "-m", folder)
+        code, out, err = run("chat", "-m", talker)
         assert code == 2 and out == "" and err.splitlines()[-1].startswith("> error: stdin ")
         assert said in err
     monkeypatch.setattr(sys, "stdin", None)
-    assert run("chat", "-m", folder)[0] == 0
+    assert run("chat", "-m", talker)[0] == 0
+
+
+def test_a_full_disk_ends_a_chat(run, talker, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(LLM, "stream", lambda self, ids, params: Pieces(["ok"]))
+    code, _, err = run("chat", "-m", talker)
+    assert (
+        code == 2
+        and err.count("> ") == 1
+        and err.endswith("error: stdout cannot be written (No space left on device)\n")
+    )
 
 
 def test_tiny_cannot_chat_and_a_model_that_can_is_named(run, monkeypatch):
@@ -74,12 +86,12 @@ def test_tiny_cannot_chat_and_a_model_that_can_is_named(run, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [("generate", "x"), ("chat",)], ids=" ".join)
-def test_no_thinking_needs_a_template_with_such_a_switch(run, folder, tmp_path, monkeypatch, command):
+def test_no_thinking_needs_a_template_with_such_a_switch(run, talker, tmp_path, monkeypatch, command):
     monkeypatch.setattr(LLM, "__init__", lambda *_, **__: pytest.fail("the weights were read"))
     other = tmp_path / "other"
     other.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (other / name).symlink_to(folder / name)
+        (other / name).symlink_to(talker / name)
     template = other / "chat_template.jinja"
     template.write_text("{{ messages[0].content }}<think>\n")
     code, _, err = run(*command, "-m", other, "--no-thinking")

@@ -84,6 +84,15 @@ def test_verbose_shows_the_messages(run, folder, place):
     assert len(logging.getLogger("qwen3").handlers) == 1  # the NullHandler: nothing is left of a command
 
 
+def test_a_message_of_the_log_is_one_line(run, monkeypatch):
+    def say(args):
+        logging.getLogger("qwen3").warning("%s is odd", "a\nb\x1b")
+        return 0
+
+    monkeypatch.setattr("qwen3.cli.list.run", say)
+    assert run("list") == (0, "", "a\\nb\\x1b is odd\n")
+
+
 @pytest.mark.parametrize(
     "arguments, named",
     [
@@ -124,6 +133,8 @@ def test_info(run, folder):
     assert code == 0 and err == ""
     for part in ("8 experts of 48, 2 per token", "3 layers", "parameters", "KV cache", "768 bytes", "256 tokens"):
         assert part in out
+    assert run("info", "-m", folder, "--dtype", "bfloat16")[1] == out != run("info", "-m", "tiny", "--device", "cpu")[1]
+    assert "one of them is enough" in one_line_error(run("info", folder, "-m", folder))
 
 
 def test_chat(run, folder, monkeypatch):

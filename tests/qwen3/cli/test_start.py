@@ -1,7 +1,10 @@
 """What is said without a model: help, version, and mistakes in the words of a command. None of it imports PyTorch."""
 
+import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,7 @@ MISTAKES = [
     ("generate x --no-thinkin=", "--no-thinking"),
     ("generate x -q", "there is no option '-q'"),
     ("chat --top_q 1", "did you mean --top-k?|did you mean --top-p?"),
+    ("-m=tiny generate x", "there is no option '-m' before the command"),
     ("--vrbose generate", "did you mean --verbose?"),
     ("bench --rnd 3", "there is no option '--rnd'"),
     ("generate --repo_id", "expected one argument"),
@@ -31,6 +35,7 @@ MISTAKES = [
     ("generate x --top_k=1.5", "--top-k"),
     ("generate x --max-new-tokens=0", "max_new_tokens"),
     ("generate x --stop=", "stop"),
+    ("bench --batch=--", "whole numbers"),
     ("generate x y", "put it in quotes"),
     ("generate x --prompt y", "PROMPT and --prompt were given"),
     ("generate x --prompts-file y", "PROMPT and --prompts-file were given"),
@@ -52,6 +57,12 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch):
+    monkeypatch.setattr("qwen3.cli.model.LLM", lambda *arguments, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("qwen3.llm.LLM", lambda *arguments, **options: pytest.fail("a model was loaded"))
+
+
 def words(text: str) -> list[str]:
     """The words of a command line; what follows = is one word."""
     before, equals, value = text.partition("=")
@@ -65,6 +76,15 @@ def test_a_mistake_is_one_line(text, said, capsys):
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and err.rstrip("\n").isprintable()
     assert any(part in err for part in said.split("|")), err
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "generate"])
+def test_words_that_nothing_takes_are_one_line(capsys, command):
+    assert main([command, "a\nb", "c\x1b[2J"]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        out == "" and err.startswith("error: unrecognized arguments: ") and err.count("\n") == 1 and "c\\x1b[2J" in err
+    )
 
 
 def test_the_command_alone_and_its_help(capsys):
@@ -84,10 +104,16 @@ def test_options_may_be_spelled_as_the_fields(capsys):
         assert "no such model: ./nowhere" in capsys.readouterr().err, spelled
 
 
+def test_the_installed_command_is_there():
+    setup = (Path(__file__).parents[3] / "setup.py").read_text(encoding="utf-8")
+    [(module, function)] = re.findall(r'"console_scripts": \["qwen3=([\w.]+):(\w+)"\]', setup)
+    assert callable(getattr(importlib.import_module(module), function))
+
+
 def test_no_model_no_pytorch():
     """In a process of its own: what is imported until the first word of a model is needed."""
     lines = [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
-    lines += [words(text) for text, _ in MISTAKES if "-m y" not in text and "udc" not in ascii(text)]
+    lines += [words(text) for text, _ in MISTAKES if " -m" not in text and "udc" not in ascii(text)]
     program = (
         "import sys, io; from qwen3.cli.main import main\n"
         "import qwen3; qwen3.SamplingParams(), qwen3.EngineConfig()\n"

@@ -8,6 +8,7 @@ import unicodedata
 
 import pytest
 
+from qwen3 import Qwen3Error
 from qwen3.cli import streams
 from qwen3.cli.main import COMMANDS, main
 
@@ -102,20 +103,82 @@ def test_what_stdout_does_not_take_is_one_line(monkeypatch, arguments):
     assert with_streams(monkeypatch, arguments, stdout=io.StringIO()) == 0
 
 
-@pytest.mark.parametrize("stderr", [None, Full()], ids=["closed", "full"])
-def test_without_stderr_the_exit_code_is_the_same(monkeypatch, stderr):
+class Broken(io.StringIO):
+    """A stream that refuses at once, as one without a buffer does."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+STDERRS = {
+    "closed": None,
+    "full": Full(),
+    "broken": Broken(OSError(28, "No space")),
+    "no file": Broken(ValueError("closed")),
+}
+
+
+@pytest.mark.parametrize("stderr", STDERRS.values(), ids=STDERRS)
+def test_without_stderr_the_exit_code_is_the_same(monkeypatch, talker, stderr):
     assert with_streams(monkeypatch, ["generate", "--prompt", ""], stderr=stderr) == 2
     assert with_streams(monkeypatch, ["generate", "--colour", "x"], stderr=stderr) == 2
     out = io.StringIO()
     answer = ["generate", "--prompt", "def f(", "-n", "2", "-m", "tiny", "--temperature", "0", "-v"]
     assert with_streams(monkeypatch, answer, stdout=out, stderr=stderr) == 0 and out.getvalue().strip()
+    chat = ["chat", "-m", talker]
+    assert with_streams(monkeypatch, chat, stdin=io.StringIO(), stdout=io.StringIO(), stderr=stderr) == 0
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (
+            ImportError("libcuda.so.1: no such file\n..."),
+            "a module cannot be imported (ImportError: libcuda.so.1: no such file",
+        ),
+        (PermissionError(13, "Permission denied", "x\x1b"), "PermissionError: [Errno 13] Permission denied: 'x\\x1b'"),
+        (MemoryError(), "out of memory"),
+        (Qwen3Error("two\nlines"), "two\\nlines"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, said):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr("qwen3.cli.list.run", run)
+    assert main(["list"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+def test_a_reader_that_went_away_ends_a_command_silently(monkeypatch, capsys):
+    monkeypatch.setattr("qwen3.cli.list.run", lambda args: print("a model") or 0)
+    for stdout in (Broken(BrokenPipeError()), io.StringIO()):
+        err = io.StringIO()
+        assert with_streams(monkeypatch, ["list"], stdout=stdout, stderr=err) == 0 and err.getvalue() == ""
+
+
+def test_a_closed_stream_can_be_looked_at():
+    """As libraries do that want to know what they write to."""
+    for stream in (streams.Output(None), streams.Messages(None)):
+        assert stream.encoding == "utf-8" and not stream.isatty() and not hasattr(stream, "buffer")
+        with pytest.raises((OSError, ValueError)):
+            stream.fileno()
+    text = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for stream in (streams.Output(text), streams.Messages(text)):
+        assert stream.encoding == "ascii" and stream.buffer is text.buffer
 
 
 def test_a_closed_stdout_is_seen_before_the_model_is_loaded(monkeypatch):
     from qwen3.cli import model
 
     monkeypatch.setattr(model, "LLM", lambda *arguments, **options: pytest.fail("the model was loaded"))
-    for arguments in (["generate", "--prompt", "x"], ["chat"]):
+    batch = ["generate", "--prompts-file", "in.jsonl"]
+    for arguments in (["generate", "--prompt", "x"], ["chat"], batch, [*batch, "--output", "-"]):
         assert with_streams(monkeypatch, [*arguments, "-m", "tiny"], stdout=None) == 2
 
 

@@ -38,7 +38,7 @@ SAMPLING = {
     "min_p": (["--min-p", "0.125"], 0.125),
     "repetition_penalty": (["--repetition-penalty", "1.5"], 1.5),
     "presence_penalty": (["--presence-penalty", "-1"], -1.0),
-    "frequency_penalty": (["--frequency-penalty", "-.5"], -0.5),
+    "frequency_penalty": (["--frequency-penalty", "-5e-1"], -0.5),
     "max_new_tokens": (["--max-new-tokens", "7"], 7),
     "stop": (["--stop", "a b", "--stop", "c"], ("a b", "c")),
     "stop_token_ids": (["--stop-token-ids", "1,2", "--stop-token-ids", "3"], (1, 2, 3)),
@@ -92,8 +92,8 @@ class Pieces(list):
 
 
 @pytest.fixture(scope="module")
-def llm(folder):
-    return LLM(folder)
+def llm(talker):
+    return LLM(talker)
 
 
 @pytest.fixture
@@ -143,12 +143,12 @@ def test_every_field_is_a_flag_of_its_name():
 
 
 @pytest.mark.parametrize("command", [("generate", "x"), ("chat",)], ids=" ".join)
-def test_engine_options_reach_the_constructor(run, loaded, folder, command):
+def test_engine_options_reach_the_constructor(run, loaded, talker, command):
     def options(*words):
         loaded.clear()
-        assert run(*command, "-m", folder, *words)[2].endswith("error: loaded\n")
+        assert run(*command, "-m", talker, *words)[2].endswith("error: loaded\n")
         [(path, options)] = loaded
-        assert path == folder
+        assert path == talker
         return options
 
     base = options()
@@ -160,11 +160,11 @@ def test_engine_options_reach_the_constructor(run, loaded, folder, command):
 
 
 @pytest.mark.parametrize("command", [("generate", "x"), ("chat",)], ids=" ".join)
-def test_sampling_options_reach_the_engine(run, streamed, folder, monkeypatch, command):
+def test_sampling_options_reach_the_engine(run, streamed, talker, monkeypatch, command):
     def params(*words):
         streamed.clear()
         monkeypatch.setattr(sys, "stdin", io.StringIO("x\n"))
-        assert run(*command, "-m", folder, *words)[0] == 0
+        assert run(*command, "-m", talker, *words)[0] == 0
         [(_, params)] = streamed
         return params
 
@@ -175,20 +175,30 @@ def test_sampling_options_reach_the_engine(run, streamed, folder, monkeypatch, c
     assert every == SamplingParams(**{name: value for name, (_, value) in SAMPLING.items()})
 
 
-def test_sampling_options_are_the_defaults_of_lines(generate, tmp_path, monkeypatch):
+def test_sampling_options_are_the_defaults_of_lines(run, talker, tmp_path, monkeypatch):
     prepared, prepare = [], LLM.prepare
     monkeypatch.setattr(LLM, "prepare", lambda llm, ids, params: prepared.append(params) or prepare(llm, ids, params))
     (tmp_path / "in.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two", "top_k": 9}\n')
     every = {name: value for name, (_, value) in SAMPLING.items()}
-    assert generate("--prompts-file", "in.jsonl", *(word for words, _ in SAMPLING.values() for word in words))[0] == 0
+    assert (
+        run(
+            "generate",
+            "-m",
+            talker,
+            "--prompts-file",
+            "in.jsonl",
+            *(word for words, _ in SAMPLING.values() for word in words),
+        )[0]
+        == 0
+    )
     assert prepared == [SamplingParams(**every), SamplingParams(**every | {"top_k": 9})]
 
 
-def test_what_makes_the_prompt_reaches_the_engine(run, streamed, folder, monkeypatch):
+def test_what_makes_the_prompt_reaches_the_engine(run, streamed, talker, monkeypatch):
     def prompt(*words, stdin=None):
         streamed.clear()
         monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
-        assert run("generate", "-m", folder, *words)[0] == 0
+        assert run("generate", "-m", talker, *words)[0] == 0
         return streamed[0][0]
 
     plain = "[user]hi[assistant]"
@@ -203,19 +213,19 @@ def test_what_makes_the_prompt_reaches_the_engine(run, streamed, folder, monkeyp
 
 
 @pytest.mark.parametrize("command", [("generate",), ("generate", "--raw"), ("chat",)], ids=" ".join)
-def test_names_of_control_tokens_can_stay_text(run, folder, tmp_path, monkeypatch, command):
+def test_names_of_control_tokens_can_stay_text(run, talker, tmp_path, monkeypatch, command):
     place, prompts = tmp_path / "special", []
     place.mkdir()
     for name in ("config.json", "chat_template.jinja", "model.safetensors"):
-        (place / name).symlink_to(folder / name)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_special_tokens(["<|x|>"])
+        (place / name).symlink_to(talker / name)
+    tokenizer = tokenizers.Tokenizer.from_file(str(talker / "tokenizer.json"))
+    tokenizer.add_special_tokens(["self"])
     tokenizer.save(str(place / "tokenizer.json"))
     monkeypatch.setattr(LLM, "stream", lambda self, ids, params: prompts.append(ids) or Pieces(["ok"]))
     for words in ((), ("--sanitize-control-tokens",)):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a<|x|>\n")))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a self\n")))
         assert run(*command, "-m", place, *words)[0] == 0
-    special = tokenizer.token_to_id("<|x|>")
+    special = tokenizer.token_to_id("self")
     assert prompts[0].count(special) == 1 and special not in prompts[1]
     assert tokenizer.decode(prompts[1]) == tokenizer.decode(prompts[0], skip_special_tokens=False)
 
@@ -231,14 +241,14 @@ def test_names_of_control_tokens_can_stay_text(run, folder, tmp_path, monkeypatc
         (b"x" * 1025, (), "stdin has more than"),
     ],
 )
-def test_a_pipe_that_holds_no_prompt(run, monkeypatch, stdin, words, said):
+def test_a_pipe_that_holds_no_prompt(run, loaded, monkeypatch, stdin, words, said):
     monkeypatch.setattr("qwen3.cli.generate._MAX_BYTES", 1024)
     monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
     code, out, err = run("generate", *words)
     assert code == 2 and out == "" and err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
-def test_a_terminal_that_types_nothing_is_asked_for_a_prompt(run, monkeypatch):
+def test_a_terminal_that_types_nothing_is_asked_for_a_prompt(run, loaded, monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO(b"hi"))
     stdin.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", stdin)
@@ -246,11 +256,11 @@ def test_a_terminal_that_types_nothing_is_asked_for_a_prompt(run, monkeypatch):
     assert code == 2 and err.startswith("error: there is no prompt: give it as an argument, through a pipe")
 
 
-def test_chat_renders_the_whole_conversation(run, streamed, folder, monkeypatch):
+def test_chat_renders_the_whole_conversation(run, streamed, talker, monkeypatch):
     def prompts(lines, *words):
         streamed.clear()
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-        assert run("chat", "-m", folder, *words)[0] == 0
+        assert run("chat", "-m", talker, *words)[0] == 0
         return [prompt for prompt, _ in streamed]
 
     assert prompts("a\nb\n\nc\n") == [
@@ -267,31 +277,31 @@ def test_chat_renders_the_whole_conversation(run, streamed, folder, monkeypatch)
     assert prompts("a\n/exit\nb\n") == ["[user]a[assistant]"]
 
 
-def test_bench_options_arrive(run, loaded, folder, monkeypatch):
+def test_bench_options_arrive(run, loaded, talker, monkeypatch):
     def options(*words):
         loaded.clear()
         assert run("bench", *words)[2] == "error: loaded\n"
         return loaded[0][0], loaded[0][1]
 
-    place, base = options("-m", folder)
-    assert place == str(folder) and base == {
+    place, base = options("-m", talker)
+    assert place == str(talker) and base == {
         "device": "auto", "dtype": "auto", "backend": "auto", "max_num_seqs": 8, "max_num_batched_tokens": 8192,
         "kv_block_size": 16, "max_model_len": 1024 + 32 + 16, "random_weights": False,
     }  # fmt: skip
     for name in ("device", "dtype", "backend"):
-        assert options("-m", folder, *ENGINE[name][0]) == (place, base | {name: ENGINE[name][1]})
-    assert options("-m", folder, "--batch", "2,3")[1] == base | {"max_num_seqs": 3}
-    assert options("-m", folder, "--context", "9,40")[1] == base | {"max_model_len": 40 + 32 + 16}
-    assert options("-m", folder, "--new-tokens", "5")[1] == base | {"max_model_len": 1024 + 5 + 16}
-    assert options("--random-weights", folder) == (folder, base | {"random_weights": True})
+        assert options("-m", talker, *ENGINE[name][0]) == (place, base | {name: ENGINE[name][1]})
+    assert options("-m", talker, "--batch", "2,3")[1] == base | {"max_num_seqs": 3}
+    assert options("-m", talker, "--context", "9,40")[1] == base | {"max_model_len": 40 + 32 + 16}
+    assert options("-m", talker, "--new-tokens", "5")[1] == base | {"max_model_len": 1024 + 5 + 16}
+    assert options("--random-weights", talker) == (talker, base | {"random_weights": True})
 
 
-def test_bench_measures_what_was_asked(run, folder, monkeypatch):
+def test_bench_measures_what_was_asked(run, talker, monkeypatch):
     measured = []
     known = speed.Speed(1, 1, speed.Timing(1, 1, 1), speed.Timing(1, 1, 1), 1)
     monkeypatch.setattr(speed, "measure", lambda llm, *sizes: measured.append(sizes) or known)
     monkeypatch.setattr(roofline, "copy_bandwidth", lambda device: 1e9)
-    assert run("bench", "-m", folder, "--batch", "2", "--context", "9,4", "--new-tokens", "5", "--rounds", "7")[0] == 0
+    assert run("bench", "-m", talker, "--batch", "2", "--context", "9,4", "--new-tokens", "5", "--rounds", "7")[0] == 0
     assert measured == [(2, 9, 5, 7), (2, 4, 5, 7)]
 
 
@@ -307,6 +317,6 @@ def test_download_options_arrive(run, monkeypatch, name):
     ]
 
 
-def test_statistics_are_written(run, folder, tmp_path):
-    assert run("generate", "x", "-m", folder, "-n", "2", "--expert-stats", "load.json")[0] == 0
+def test_statistics_are_written(run, talker, tmp_path):
+    assert run("generate", "x", "-m", talker, "-n", "2", "--expert-stats", "load.json")[0] == 0
     assert json.loads((tmp_path / "load.json").read_text())

@@ -85,7 +85,7 @@ def test_every_backend_keeps_the_rows_apart(small, backend):
     llm.close()
 
 
-@pytest.mark.parametrize("options", [{}, {"graph_recorder": eager_recorder}, {"kv_cache": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"graph_recorder": eager_recorder}, {"kv_cache": False}])
 def test_an_answer_that_breaks_off_keeps_what_it_had(small, options):
     llm = LLM(small, device="cpu", dtype="float32", **options)
     [whole] = answers(llm, GOOD[:1], **SEEDED)

@@ -56,7 +56,7 @@ class FakeHub:
     branches: dict[str, str] = field(default_factory=lambda: {"main": "1" * 40})
     refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
     anonymous: bool = False  # answers without the hub's headers, like a proxy's login page
-    lists: bool = False  # tells which files a repository has
+    lists: bool | bytes = False  # tells which files a repository has, or what is given
     codes: bool = True  # says why with a 404
     longer: str | None = None  # a file of which more bytes arrive than were announced
     hashes: bool = True  # a mirror may have etags of its own kind
@@ -130,7 +130,7 @@ class FakeHub:
             def listing(self, revision: str):
                 found = fake.commits[fake.branches.get(revision, revision)]
                 entries = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in found.items()]
-                content = json.dumps(entries).encode()
+                content = json.dumps(entries).encode() if fake.lists is True else fake.lists
                 self.answer(200, {"Content-Type": "application/json"}, len(content))
                 self.wfile.write(content)
 

@@ -23,8 +23,12 @@ SECRET = "hf_secretsecret"
 
 
 @pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {}\t", "\ufeff{}", "\n{}\n\n"])
-def test_a_token_is_sent_without_its_line_end(fake, get, around):
-    get(token=around.format(SECRET))
+def test_a_token_is_taken_without_its_line_end(around):
+    assert access_token(around.format(SECRET)) == SECRET
+
+
+def test_a_token_is_sent_without_its_line_end(fake, get):
+    get(token=f"{SECRET}\n")
     assert {r.token for r in fake.requests if "/resolve/" in r.path} == {f"Bearer {SECRET}"}
 
 
@@ -164,6 +168,16 @@ def test_answers_of_what_is_no_hub(fake, tmp_path, answer, words):
     assert SECRET not in message and message.isprintable() and listing(tmp_path) == set()
 
 
+@pytest.mark.parametrize("kind", [ValueError, OSError, KeyError, RuntimeError])
+def test_a_token_in_an_answer_is_not_shown(get, monkeypatch, kind):
+    def fail(*_, **__):
+        raise kind(f"Illegal header value b'Bearer {SECRET}'")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", fail)
+    assert SECRET in refused(lambda: get(token="hf_other")), "the error brings it into the message"
+    assert SECRET not in refused(lambda: get(token=f"{SECRET}\n"), "[the access token]")
+
+
 def test_a_mirror_that_says_404_without_a_reason_has_no_optional_files(fake, get):
     fake.codes = False
     fake.commits["1" * 40] = files(**dict.fromkeys(hub.OPTIONAL), **{"model.safetensors": weights(3)})
@@ -193,6 +207,25 @@ def test_shards_without_an_index_are_found_by_the_list_of_files(fake, get, tmp_p
     assert listing(folder) == NEEDED - {INDEX} and resolve(REPO, tmp_path) == folder
     fake.commits["1" * 40].pop(SHARDS[0])
     refused(get, f"{SHARDS[0]} is missing, 1 of 2 shards")
+
+
+@pytest.mark.parametrize(
+    "name", ["../x-00001-of-00001.safetensors", "/x.safetensors", "a/b.safetensors", "\x1b.safetensors"]
+)
+def test_a_list_of_files_names_none_outside(fake, get, tmp_path, name):
+    fake.commits["1" * 40] = files(**dict.fromkeys((INDEX, *SHARDS, "model.safetensors", "pytorch_model.bin"))) | {
+        name: b"x"
+    }
+    fake.lists = True
+    refused(get, "no model.safetensors at")
+    assert listing(tmp_path) == set()
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"[1]", b'[{"path": 1}]', b"[", b"\xff", b"[" * 5000, b" " * 3000])
+def test_a_list_of_files_that_is_none(fake, get, monkeypatch, answer):
+    monkeypatch.setattr(hub, "MAX_BYTES", 2000)
+    fake.commits["1" * 40], fake.lists = files(**{"config.json": None}), answer
+    refused(get, "no config.json at")
 
 
 def test_an_update_leaves_no_weights_of_another_revision(fake, get):

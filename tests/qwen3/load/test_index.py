@@ -110,8 +110,8 @@ def test_other_names_without_an_index_are_all_read(tmp_path):
     [
         (["model-00001-of-00001.safetensors", "model-00001-of-00002.safetensors"], "shards of two checkpoints"),
         (["model-00001-of-00001.safetensors", "other-00001-of-00001.safetensors"], "shards of two checkpoints"),
-        (["model-00001-of-99999.safetensors"], "99999 shards"),
-        (["model-00000-of-00000.safetensors"], "0 shards"),
+        (["model-00001-of-99999.safetensors"], "one of 99999 shards, which no"),
+        (["model-00000-of-00000.safetensors"], "one of 0 shards, which no"),
         (["model-00003-of-00002.safetensors"], "model-00001-of-00002.safetensors is missing"),
     ],
 )

@@ -157,9 +157,10 @@ def test_every_floating_dtype_is_loaded(folder, dtype):
 BAD = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("name", [NORM, GATE, "model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize(
+    "value, dtype", [("nan", torch.float32), ("inf", torch.bfloat16), ("-inf", torch.float16), ("nan", torch.float16)]
+)
+@pytest.mark.parametrize("name", [NORM, GATE, "lm_head.weight"])
 def test_values_that_are_not_finite_are_named(folder, caplog, name, value, dtype):
     loaded(folder, dtype)
     assert not caplog.records

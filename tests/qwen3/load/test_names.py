@@ -40,6 +40,13 @@ def renamed(name: str, decoder: str, head: str) -> str:
     return decoder + name.removeprefix("model.") if name.startswith("model.") else head + name
 
 
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense")
+    write_checkpoint(folder, dense=True, num_hidden_layers=2)
+    return folder
+
+
 @pytest.mark.parametrize("decoder, head", PREFIXES)
 def test_one_prefix_for_the_whole_checkpoint(decoder, head):
     found = published_names([renamed(name, decoder, head) for name in NAMES], "m")
@@ -58,8 +65,9 @@ def test_every_tensor_finds_its_place_under_any_prefix(tmp_path, tied):
 
 
 @pytest.mark.parametrize("decoder, head", [pair for pair in PREFIXES if pair != ("model.", "")])
-def test_a_mixture_of_prefixes_is_an_error(tmp_path, decoder, head):
-    write_checkpoint(tmp_path, num_hidden_layers=1)
+def test_a_mixture_of_prefixes_is_an_error(dense, tmp_path, decoder, head):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((dense / name).read_bytes())
     odd = "model.layers.0.input_layernorm.weight"
     edit(tmp_path, lambda t: t.update({renamed(odd, decoder, head): t.pop(odd)}))
     with pytest.raises(Qwen3Error, match=MIXED):
@@ -108,13 +116,6 @@ FOREIGN = {
     "transformer.h.0.ln_1.weight": "another architecture",
     "blk.0.attn_q.weight": "another architecture",
 }
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dense")
-    write_checkpoint(folder, dense=True, num_hidden_layers=2)
-    return folder
 
 
 @pytest.mark.parametrize("name", FOREIGN)

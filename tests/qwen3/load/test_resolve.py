@@ -240,7 +240,17 @@ def test_a_branch_that_points_elsewhere_is_not_followed(cache, ref):
     assert resolve("Org/Name") == snapshot
 
 
-def test_a_likely_misspelling_is_named(tmp_path):
+def test_a_likely_misspelling_is_named(cache, tmp_path):
     make_model(tmp_path / "Qwen" / "Qwen3-Coder-30B")
-    refused(lambda: resolve("Qwen/qwen3-coder-30b", tmp_path), "did you mean Qwen/Qwen3-Coder-30B?")
-    assert "did you mean" not in refused(lambda: resolve("Org/Other", tmp_path))
+    for text in ("Qwen/qwen3-coder-30b", "qwen3-coder-30b", "Qwen3-Coder-30B", "Qwen/Qwen3-Codr-30B"):
+        refused(lambda text=text: resolve(text, tmp_path), "did you mean Qwen/Qwen3-Coder-30B?")
+    for text in ("Org/Other", "other", "", "3-Coder-30B"):
+        assert "did you mean" not in refused(lambda text=text: resolve(text, tmp_path))
+    cache_model(cache, "abc123")
+    refused(lambda: resolve("Org/Nam", tmp_path), "did you mean Org/Name?")
+
+
+@pytest.mark.parametrize("models_dir", [5, b"models", True, ["models"]])
+def test_the_folder_of_models_is_a_path(models_dir):
+    refused(lambda: resolve("Org/Name", models_dir), "models_dir is", "a path")
+    refused(lambda: download("Org/Name", models_dir=models_dir), "models_dir is", "a path")

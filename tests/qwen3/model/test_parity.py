@@ -52,7 +52,7 @@ def test_float32_logits_and_greedy_tokens(name, tmp_path):
     llm = LLM(tmp_path, device="cpu", dtype="float32")
     tokens = random_tokens(150)  # beyond YaRN's original 64 positions
     difference = (llm.logits(tokens) - peer_logits(peer, tokens)).abs().max().item()
-    assert difference <= 1e-4
+    assert difference <= 2e-5  # the contract allows 1e-4; the largest seen is 7.3e-6
 
     prompt = tokens[:20]
     expected = peer.generate(
@@ -65,8 +65,11 @@ def test_float32_logits_and_greedy_tokens(name, tmp_path):
     assert llm.generate([prompt], SamplingParams(max_new_tokens=64, temperature=0))[0].token_ids == expected
 
 
-@pytest.mark.parametrize("name", ["moe", "top-8 of 128 experts", "attention bias", "YaRN factor 4", "dense"])
-def test_bfloat16_error_is_at_most_twice_that_of_transformers(name, tmp_path):
+BFLOAT16 = ["moe", "weights not renormalized", "top-8 of 128 experts", "attention bias", "YaRN factor 4", "dense"]
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16_error_is_near_that_of_transformers(name, tmp_path):
     """Error means RMS distance from the float32 logits of the same bfloat16 weights: one flipped expert is a real error
     of either side, so single elements say nothing."""
     peer = write_checkpoint(tmp_path, **CONFIGS[name], initializer_range=0.05).to(torch.bfloat16)
@@ -80,4 +83,4 @@ def test_bfloat16_error_is_at_most_twice_that_of_transformers(name, tmp_path):
         truth = exact.logits(tokens)
         ours += (llm.logits(tokens) - truth).square().mean().item()
         theirs += (peer_logits(peer, tokens) - truth).square().mean().item()
-    assert 0 < ours <= 4 * theirs
+    assert 0 < ours <= 1.5**2 * theirs  # the contract allows twice its error; the largest ratio seen is 1.19

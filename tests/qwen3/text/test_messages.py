@@ -58,7 +58,6 @@ class Dumped:
         (call(None), "<assistant>[f]"),
         (call(...), "<assistant>[f]"),
     ],
-    ids=str,
 )
 def test_messages_as_clients_write_them(message, text):
     assert render([HI, message]) == "<user>Hi" + text
@@ -96,7 +95,6 @@ def test_messages_as_clients_write_them(message, text):
         ({"role": "user", "content": {1, 2}}, "messages[1] can hold JSON values only"),
         (Dumped, "messages[1] cannot be read as a message: TypeError"),
     ],
-    ids=str,
 )
 def test_messages_that_cannot_be_meant(message, said):
     assert said in one_line(lambda: render([HI, message]))

@@ -16,6 +16,8 @@ TEMPLATE = (
     "{% if enable_thinking is defined and not enable_thinking %}!{% endif %}{{ style }}"
 )
 
+END_OF_TURN = "\u0100"
+
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory):
@@ -23,6 +25,8 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     write_checkpoint(path)
     (path / "chat_template.jinja").write_text(TEMPLATE)
+    # The token of byte 0, which no text of these tests holds, ends a turn.
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": END_OF_TURN}))
     (path / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.8}))
     return path
 

@@ -14,6 +14,8 @@ from qwen3.cli.jsonl.request import answer, model_names, prepare
 from qwen3.cli.options import PromptOptions
 from qwen3.engine.request import TokenLogprob
 
+from .conftest import END_OF_TURN
+
 TALK = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 NO_OPTIONS = PromptOptions()
@@ -162,11 +164,12 @@ def test_messages_and_all_that_their_template_needs(ask, llm):
     assert ask({"messages": TALK, "tools": [TOOL], "tool_choice": "none"})[2] == ids(llm)
 
 
-def test_the_end_of_turn_ends_the_answers_of_chats_alone(llm, monkeypatch):
-    monkeypatch.setattr(llm, "_end_of_turn", (77,))
+def test_the_end_of_turn_ends_the_answers_of_chats_alone(llm):
+    end = llm.tokenizer.token_to_id(END_OF_TURN)
+    assert end is not None
     for line, is_chat in (({"messages": TALK}, True), ({"prompt": "a"}, True), ({"prompt": "a", "raw": True}, False)):
         made = prepare(llm, json.dumps(line).encode(), DEFAULTS, PromptOptions())[2]
-        assert (77 in made.sequence.stop_ids) == is_chat
+        assert (end in made.sequence.stop_ids) == is_chat
 
 
 def test_a_line_decides_before_the_command_line_does(ask, llm):
