@@ -60,6 +60,12 @@ def test_route_tokens(tokens: int) -> None:
     check_route(logits_of(tokens, 8, torch.bfloat16), 2, True)
 
 
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_weights_are_rounded_once(renormalize: bool) -> None:
+    """So many weights that another rounding shows, which a few could hide behind the ulp of the largest."""
+    check_route(logits_of(100, 128, torch.bfloat16), 8, renormalize)
+
+
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
 def test_all_negative_logits(dtype: torch.dtype) -> None:
     """The lanes beyond the last expert must not win with a zero."""
