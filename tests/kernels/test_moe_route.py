@@ -62,8 +62,11 @@ def test_route_tokens(tokens: int) -> None:
 
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_weights_are_rounded_once(renormalize: bool) -> None:
-    """So many weights that another rounding shows, which a few could hide behind the ulp of the largest."""
-    check_route(logits_of(100, 128, torch.bfloat16), 8, renormalize)
+    """Rounded once more than the reference's a third of them comes out different."""
+    logits = logits_of(25, 128, torch.bfloat16)
+    weights, _ = check_route(logits, 8, renormalize)
+    same = weights == reference.route(logits, 8, renormalize)[0]
+    assert same.double().mean() > 0.98
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
