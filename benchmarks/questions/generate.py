@@ -101,11 +101,8 @@ def run(args: argparse.Namespace) -> Answer:
     device = resolve_device(args.device)
     settings = dict(GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
     settings |= {name: value for name in settings if (value := getattr(args, name))}
-    settings |= {
-        "rounds": args.rounds,
-        "device": str(device),
-        "copy_bytes_per_second": bytes_per_second(device, getattr(args, "output", None)),
-    }
+    copied = bytes_per_second(device, getattr(args, "output", None))
+    settings |= {"rounds": args.rounds, "device": str(device), "copy_bytes_per_second": copied}
     print(f"{settings['model']} on {device}, a large copy moves {settings['copy_bytes_per_second'] / 1e9:.1f} GB/s")
     figures, how = [], set()
     for dtype in settings["dtypes"]:
@@ -269,14 +266,13 @@ class Theirs:
             measure = partial(self.decode, *self.prompt(tokens))
         else:
             measure = partial(self.prefill, tokens)
-        tried: dict[tuple[str, str], float] = {}
-        self.tried_ms = {}
+        tried, self.tried_ms = {}, {}
         for implementation in itertools.product(ATTENTION, EXPERTS[cell.phase] if self.sparse else ("",)):
             self.use(*implementation)
             measure(1)
             tried[implementation] = measure(TRIAL_TOKENS)
             self.tried_ms[self.chosen] = tried[implementation] * 1e3
-        self.use(*min(tried, key=lambda implementation: tried[implementation]))
+        self.use(*min(tried, key=tried.__getitem__))
         return lambda: measure(new_tokens)
 
     @torch.inference_mode()

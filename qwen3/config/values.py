@@ -5,7 +5,7 @@ name: what the message calls the value, with its file where it has one.
 
 import math
 import operator
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -84,7 +84,7 @@ def listed(value: Any) -> Any:
 def token_ids(value: Any, name: str, vocab_size: int = 2**31) -> list[int]:
     """A list, NumPy array or tensor of token ids, copied."""
     items = listed(value)
-    if isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set, type)) or not isinstance(items, Sequence):
+    if isinstance(value, (str, bytes, bytearray, memoryview)) or not isinstance(items, Sequence):
         refuse(value, name, "a list of token ids")
     try:
         too_many = len(items) > _MOST_IDS

@@ -16,7 +16,16 @@ AGAIN = "run the same command again, it resumes"
 
 def http_library() -> ModuleType:
     """The HTTP library of huggingface_hub's client: httpx, or httpx2 since version 2; both name their errors alike."""
-    return importlib.import_module(type(get_session()).__module__.partition(".")[0])
+    return importlib.import_module(type(open_client()).__module__.partition(".")[0])
+
+
+def open_client() -> object:
+    """huggingface_hub's client; raises Qwen3Error where proxy or certificates of the environment allow none."""
+    try:
+        return get_session()
+    except Exception as error:
+        names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
+        raise Qwen3Error(f"no client for the hub ({public(one_line(error))}): check the variables {names}") from None
 
 
 def access_token(token: str | None) -> str | None:

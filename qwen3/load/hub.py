@@ -23,7 +23,7 @@ from ..config.hf import from_hf
 from ..config.model import ModelConfig
 from ..errors import Qwen3Error, brief
 from .contents import CONFIG, TOKENIZER
-from .explain import access_token, explain, hidden, http_library, hub_address, is_missing
+from .explain import access_token, explain, hidden, http_library, hub_address, is_missing, open_client
 from .index import INDEX, WEIGHTS, is_weight_name, shard_names, without_index
 from .resolve import STAGING, HubName, cached, hub_name, is_complete, model_text, models_folder
 
@@ -133,6 +133,7 @@ class _Repo:
     def __init__(self, name: HubName, token: str | None, endpoint: str | None):
         self.id, self.revision, self.found = name.id, name.revision or constants.DEFAULT_REVISION, False
         self.token, self.endpoint = access_token(token), hub_address(endpoint)
+        open_client()
 
     def url(self, name: str) -> str:
         return f"{self.endpoint}/{self.id}/resolve/{quote(self.revision, safe='')}/{quote(name)}"

@@ -85,7 +85,10 @@ def _places(model: Qwen3, headers: dict[Path, dict[str, Header]], folder: Path) 
             destination, covers = destinations[name]
             if found[given].shape != destination.shape:
                 got, want = list(found[given].shape), list(destination.shape)
-                raise Qwen3Error(f"{where} has shape {got}, {model.config.source} says {want}")
+                # Tokens were added without a word in config.json, or rows were padded.
+                rows = name in (EMBEDDING, HEAD) and got[1:] == want[1:]
+                advice = f": set vocab_size to {got[0]} there if the tokenizer belongs to the file" if rows else ""
+                raise Qwen3Error(f"{where} has shape {got}, {model.config.source} says {want}{advice}")
             if tied and published[given] == HEAD:
                 places[given] = None
                 continue

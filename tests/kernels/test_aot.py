@@ -48,6 +48,12 @@ def test_the_committed_table_holds(arch) -> None:
 
 
 @pytest.mark.slow
+def test_the_compiled_sampler_holds() -> None:
+    """By itself, for a changed sampler: seconds instead of minutes."""
+    assert len(checked("--arch", "sm_90", "--model", "30B", "--module", "sampling", "--processes", "1")) == 1
+
+
+@pytest.mark.slow
 def test_a_part_of_the_table_is_checked_although_the_interpreter_is_on() -> None:
     reports = checked("--arch", "sm_90", "--model", "30B", "--module", "rms_norm", "--processes", "1")
     assert [key.split("/")[3] for key in reports] == [

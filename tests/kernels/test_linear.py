@@ -255,19 +255,6 @@ def test_linear_token_does_not_depend_on_the_batch(dtype: torch.dtype, alone: in
     assert all(torch.equal(a[some], b) for a, b in zip(together, apart))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs 5 GB of GPU memory: rows that start beyond element 2^31")
-@pytest.mark.parametrize("tokens", [1, 8])
-def test_weights_beyond_int32(tokens: int) -> None:
-    outputs = 2**31 // 8192 + 3
-    weight = torch.zeros(outputs, 8192, dtype=torch.float16, device=DEVICE)
-    weight[-3:] = Inputs(1, 3, 8192, torch.float16).tensors["weight"]
-    x = Inputs(tokens, 1, 8192, torch.float16).tensors["x"]
-    last = weight[-3:]
-    exact = reference.linear(x.double(), Dense(last.double()))
-    out = linear(x, Dense(weight))[:, -3:].contiguous()
-    assert_contract(out, exact, reference.linear(x, Dense(last)))
-
-
 @pytest.mark.slow
 @examples(20)
 @given(

@@ -259,7 +259,7 @@ def test_around_a_full_tile(tile: Tile, extra: int) -> None:
     check(inputs(len(ids), experts=3, expert_ids=ids[order][:, None], hidden=32, intermediate=16))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [*slow(torch.float16), torch.bfloat16])
 @pytest.mark.parametrize("top_k", [8, 10])
 def test_many_choices_of_many_tokens(top_k: int, dtype: torch.dtype) -> None:
     """Rounded after every choice the sum would have more than twice the error."""

@@ -14,7 +14,7 @@ from qwen3_kernels.weights import Dense
 SCALE = 0.3
 
 
-def blocks_of(lengths, kv_heads=2, block_size=4, head_dim=8, dtype=torch.float32, seed=0):
+def blocks_of(lengths, kv_heads=2, block_size=4, head_dim=8, dtype=torch.float64, seed=0):
     """Random K and V of every sequence, and the same in shuffled blocks whose unused slots hold NaN.
 
     -> keys and values per sequence [Hkv, length, D], cache, block tables.
@@ -57,25 +57,25 @@ LENGTHS = [0, 1, 3, 4, 5, 17]
 @pytest.mark.parametrize("q_heads", [2, 6])
 def test_decode_attention(lengths, q_heads):
     keys, values, cache, tables = blocks_of(lengths)
-    q = torch.randn(len(lengths), q_heads, 8)
+    q = torch.randn(len(lengths), q_heads, 8, dtype=torch.float64)
     out = ops.decode_attention(q, cache, tables, torch.tensor(lengths), SCALE)
     for s, length in enumerate(lengths):
-        expected = plain_attention(q[s : s + 1], keys[s], values[s]) if length else torch.zeros(1, q_heads, 8)
-        torch.testing.assert_close(out[s : s + 1], expected, atol=2e-6, rtol=1e-5)
+        expected = plain_attention(q[s : s + 1], keys[s], values[s]) if length else torch.zeros_like(q[:1])
+        torch.testing.assert_close(out[s : s + 1], expected, atol=1e-12, rtol=1e-12)
         if length == 0:
-            assert torch.equal(out[s], torch.zeros(q_heads, 8))
+            assert not out[s].any()
 
 
 @pytest.mark.parametrize("q_heads", [2, 6])
 def test_prefill_attention_whole_prompts_and_last_chunks(q_heads):
     lengths, new = [5, 17, 4, 1, 9], [5, 6, 1, 1, 9]
     keys, values, cache, tables = blocks_of(lengths)
-    q = torch.randn(sum(new), q_heads, 8)
+    q = torch.randn(sum(new), q_heads, 8, dtype=torch.float64)
     starts = torch.tensor([0, *new]).cumsum(0)
     out = ops.prefill_attention(q, cache, tables, starts, torch.tensor(lengths), SCALE)
     for s in range(len(lengths)):
         rows = slice(starts[s], starts[s + 1])
-        torch.testing.assert_close(out[rows], plain_attention(q[rows], keys[s], values[s]), atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(out[rows], plain_attention(q[rows], keys[s], values[s]), atol=1e-12, rtol=1e-12)
 
 
 def test_rope_rotates_pairs_by_their_angle():

@@ -56,9 +56,10 @@ def test_ratio_and_times_are_those_of_the_processes(monkeypatch, tmp_path):
     def process(command, **options):
         side = command[3]
         calls.append(side)
+        total = next(times[side])
         run = {
-            "total_seconds": next(times[side]),
-            "load_seconds": 0.5,
+            "total_seconds": total,
+            "load_seconds": total / 2,
             "storage_bytes": 100,
             "peak_bytes": 7,
             "token": 3,

@@ -13,7 +13,7 @@ def test_a_row_for_each_number_of_sequences(capsys):
     answer = scheduler.run(parser.parse_args(["--sequences", "3", "100", "--rounds", "4"]))
     assert [row["sequences"] for row in answer.figures] == [3, 100]
     for row in answer.figures:
-        assert row["p20_us"] <= row["median_us"] <= row["p80_us"]
+        assert row["min_us"] <= row["median_us"] <= row["max_us"]
         assert row["us_per_sequence"] == pytest.approx(row["median_us"] / row["sequences"])
     assert len(capsys.readouterr().out.splitlines()) == 2
 

@@ -33,9 +33,9 @@ CHECKS = {
         [
             None,
             "12",
-            b"12",
-            bytearray(b"1"),
-            memoryview(b"1"),
+            b"\1",
+            bytearray(b"\1"),
+            memoryview(b"\1"),
             {1},
             iter([1]),
             range(10**12),

@@ -47,6 +47,19 @@ def test_a_largest_step_that_does_not_fit_says_what_to_lower(monkeypatch):
     assert seen == [[(40, [0, 1, 2]), (30, [3, 4])]]
 
 
+def test_the_largest_step_is_run_to_see_what_it_takes(small, monkeypatch):
+    """By stand-ins for PyTorch's counters, on a CPU."""
+    with LLM(small, device="cpu") as llm:
+        tokens, forward = [], llm.model.forward
+        monkeypatch.setattr(llm.model, "forward", lambda batch, *more: tokens.append(batch) or forward(batch, *more))
+        for name, value in (("memory_allocated", 120), ("max_memory_allocated", 500)):
+            monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+        options = EngineConfig(max_num_batched_tokens=70, max_num_seqs=3)
+        assert module._step_bytes(llm.model, options, 40) == 380
+        assert [len(batch.token_ids) for batch in tokens] == [70]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -267,6 +267,7 @@ def test_requests_that_arrive_together_share_what_the_first_of_them_computes():
     scheduled = scheduler.schedule()
     assert sorted((item.num_tokens for item in scheduled.work), reverse=True) == [17, 1, 1, 1]
     assert all(request.blocks[:4] == requests[0].blocks[:4] for request in requests)
+    assert [pool.ref_counts[block] for block in requests[0].blocks] == [4, 4, 4, 4, 1]
     Blocks(pool).run(scheduler, scheduled)
 
 

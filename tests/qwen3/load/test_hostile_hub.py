@@ -2,13 +2,16 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 from qwen3.config import files as config_files
 from qwen3.load import hub
@@ -281,6 +284,30 @@ def test_a_description_is_config_and_index_alone(fake, tmp_path):
     fake.commits["1" * 40]["config.json"] = json.dumps(CONFIG | {"model_type": "llama"}).encode()
     refused(lambda: fetch_description(REPO, tmp_path / "one", endpoint=fake.endpoint), "llama")
     refused(lambda: fetch_description("Org/Other", tmp_path / "one", endpoint=fake.endpoint), "no model at")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("HTTPS_PROXY", f"http://me:{SECRET}@[::1"),
+        ("ALL_PROXY", f"ftp://me:{SECRET}@x"),
+        ("ALL_PROXY", "socks9://x:1"),
+        ("SSL_CERT_FILE", "/nowhere.pem"),
+    ],
+)
+def test_an_environment_that_allows_no_client(fake, get, monkeypatch, name, value):
+    close_session()
+    monkeypatch.setenv(name, value)
+    assert SECRET not in refused(get, "no client for the hub", name)
+    close_session()
+
+
+def test_an_environment_that_huggingface_hub_does_not_take():
+    code = "from qwen3.cli.main import main; raise SystemExit(main(['list']))"
+    environment = os.environ | {"HF_HUB_ETAG_TIMEOUT": "x"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: huggingface_hub cannot be imported (ValueError")
+    assert done.stderr.count("\n") == 1
 
 
 def test_nothing_is_logged_of_the_token(fake, get, caplog):

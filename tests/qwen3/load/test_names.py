@@ -1,5 +1,6 @@
 """Checkpoints whose tensors have other names: those that wrappers gave, and those of other models."""
 
+import json
 import re
 
 import pytest
@@ -126,6 +127,19 @@ def test_names_of_other_checkpoints_are_explained(dense, tmp_path, name):
     with pytest.raises(Qwen3Error, match=FOREIGN[name]) as caught:
         loaded(tmp_path)
     assert name in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_a_vocabulary_that_grew_says_what_to_set(dense, tmp_path):
+    config = json.loads((dense / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((dense / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    with pytest.raises(
+        Qwen3Error, match=r"has shape \[320, 64\], .*config.json says \[300, 64\]: set vocab_size to 320 there"
+    ):
+        loaded(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 320, "intermediate_size": 95}))
+    with pytest.raises(Qwen3Error, match=r"config.json says \[\d+, \d+\]$"):
+        loaded(tmp_path)
 
 
 def test_names_of_this_family_say_nothing(dense):

@@ -1,6 +1,8 @@
 """Messages as clients write them: what is taken, what a template gets, and what is refused because it would be lost."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qwen3.errors import Qwen3Error
 from qwen3.text.template import ChatTemplate
@@ -15,6 +17,9 @@ ALL = (
     "{{ tools or '' }}{% if add_generation_prompt %}<go>{% endif %}"
 )
 HI, OK = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ok"}
+
+
+WORDS = ["role", "content", "type", "text", "function", "name", "arguments", "tool_calls", "reasoning"]
 
 
 def render(messages, template=ALL, tools=None, add_generation_prompt=False, continue_final_message=False, **variables):
@@ -326,6 +331,54 @@ def test_a_continued_message_that_is_not_in_the_prompt_is_refused():
     listing = "{% for m in messages[:1] %}{{ m.content }}{% endfor %}"
     empty = [HI, {"role": "assistant", "content": ""}]
     assert "does not reach" in one_line(lambda: render(empty, listing, continue_final_message=True))
+
+
+SIMPLE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+ODD = st.sampled_from([10**400, "\ud800", b"a"])
+VALUES = st.recursive(
+    SIMPLE | ODD,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=3),
+    max_leaves=6,
+)
+EVERYTHING = [ChatTemplate({"default": text + "{{ mood }}"}, {}, "m") for text in (ALL, QWEN3)]
+
+
+def places(value, path=()):
+    """Every path to a part of a value."""
+    yield path
+    for key in value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*path, key))
+
+
+def planted(value, path, new):
+    if not path:
+        return new
+    copied = value.copy()
+    copied[path[0]] = planted(value[path[0]], path[1:], new)
+    return copied
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_value_in_any_place_is_rendered_or_refused_in_one_line(data):
+    """With a template that goes into everything, and one that adds all to texts."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    arguments = {
+        "messages": [HI, call({"a": 1}) | {"content": [{"type": "text", "text": "a"}]}, OK],
+        "tools": [tool],
+        "mood": "good",
+        "continue_final_message": False,
+        "add_generation_prompt": True,
+    }
+    path = data.draw(st.sampled_from([place for place in places(arguments) if place]))
+    arguments = planted(arguments, path, data.draw(VALUES))
+    given_last = arguments["add_generation_prompt"], arguments["continue_final_message"]
+    for chat in EVERYTHING:
+        try:
+            text = chat.render(arguments["messages"], arguments["tools"], {"mood": arguments["mood"]}, *given_last)
+        except Qwen3Error as error:
+            text = str(error).replace("\n", "not one line")
+        assert isinstance(text, str) and "not one line" not in text
 
 
 def test_what_the_template_writes_after_an_answer():

@@ -122,6 +122,7 @@ def test_a_stop_string_may_be_or_hold_a_special_token(skip):
         (["a", "x", END, "b"], ["x<end>", "a"], "", "a"),
         (["a", "x", END, "b"], ["y", "x<end>"], "a", "x<end>"),
         (["a", "x", "b"], ["x<end>"], "axb", None),
+        (["a", "b", END], ["<end>", "bq"], "ab", "<end>"),
         (["a", "x"], ["x<end>"], "ax", None),
         (["a", END, "b"], ["<en"], "ab" if skip else "a", None if skip else "<en"),
     ]:

@@ -4,6 +4,8 @@ import inspect
 import json
 import logging
 import os
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import pytest
 
@@ -12,6 +14,8 @@ from qwen3.text.tokenizer_config import KEYS, NO_EFFECT, USED
 
 from .folders import auto_tokenizer, one_line, write_folder
 
+VERSION = tuple(map(int, version("transformers").split(".")[:2])) if find_spec("transformers") else (0, 0)
+since_5_21 = pytest.mark.skipif(VERSION < (5, 21), reason="tokenizers are as in transformers 5.21 and later")
 TEXT = " Hi <|im_end|><note> </s> hello"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -39,6 +43,7 @@ def test_keys_without_effect_change_nothing(tmp_path, key):
     assert ids_and_text(Tokenizer.from_folder(folder)) == plain
 
 
+@since_5_21
 @pytest.mark.parametrize("key", sorted(VALUES.keys() - {"tokenizer_class"}))
 def test_keys_without_effect_change_nothing_in_transformers(tmp_path, key):
     folder = write_folder(tmp_path, {"bos_token": "<s>", "eos_token": "</s>", key: VALUES[key]})
@@ -54,6 +59,7 @@ def test_keys_that_would_change_ids_are_refused(tmp_path, key, value):
         Tokenizer.from_folder(write_folder(tmp_path, {key: neutral}))
 
 
+@since_5_21
 def test_prefix_space(tmp_path):
     """With it, transformers' class for Qwen3 puts a space before every text."""
     folder = write_folder(tmp_path, {"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": True})
@@ -62,6 +68,7 @@ def test_prefix_space(tmp_path):
     assert "add_prefix_space is True" in one_line(lambda: Tokenizer.from_folder(folder))
 
 
+@since_5_21
 def test_every_key_that_transformers_reads_has_a_rule():
     transformers = pytest.importorskip("transformers")
     base = transformers.PreTrainedTokenizerBase
@@ -139,6 +146,7 @@ def test_values_that_cannot_be_meant(tmp_path, config, said):
     assert said in one_line(lambda: Tokenizer.from_folder(write_folder(tmp_path, config)))
 
 
+@since_5_21
 def test_added_tokens_of_tokenizer_config_are_added_like_transformers(tmp_path):
     size = Tokenizer.from_folder(write_folder(tmp_path)).vocab_size
     added = {str(size): {"content": "<new>", "special": True}, str(size - 2): {"content": "<note>", "special": True}}
@@ -150,6 +158,7 @@ def test_added_tokens_of_tokenizer_config_are_added_like_transformers(tmp_path):
     assert ours.decode(ours.encode("a<note>b"), skip_special_tokens=True) == "ab", "special, says tokenizer_config.json"
 
 
+@since_5_21
 def test_named_tokens_are_special_like_transformers(tmp_path):
     folder = write_folder(tmp_path, {"eos_token": "q", "additional_special_tokens": ["u"]})
     ours, theirs = Tokenizer.from_folder(folder), auto_tokenizer(folder)
@@ -158,6 +167,7 @@ def test_named_tokens_are_special_like_transformers(tmp_path):
     assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True) == "eip"
 
 
+@since_5_21
 @pytest.mark.parametrize("added", [True, False])
 def test_special_tokens_map_wins_without_added_tokens_like_transformers(tmp_path, added):
     folder = write_folder(tmp_path, {"eos_token": "<s>"} | ({"added_tokens_decoder": {}} if added else {}))
@@ -166,6 +176,7 @@ def test_special_tokens_map_wins_without_added_tokens_like_transformers(tmp_path
     assert ours.eos_token_id == theirs.eos_token_id == ours.token_to_id("<s>" if added else "</s>")
 
 
+@since_5_21
 def test_additional_chat_templates_like_transformers(tmp_path):
     hi = "{{ messages[0].content }}"
     folder = write_folder(tmp_path, {"chat_template": "unused"}, hi + "plain{{ tools }}")
