@@ -13,8 +13,13 @@ def entry() -> NoReturn:
     with ends_at_once():
         _open_closed_streams()
         from .cli.main import main
-    code = main()
-    # The engine's thread ends at its next layer; another Ctrl-C must not tear it down before.
+    try:
+        try:
+            code = main(then_exits=True)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:  # another one, while the first ended the command
+        code = 130
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +24,11 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, then_exits: bool = False) -> int:
     """Runs one command; returns the exit code: 0, 2 for an error that the user can fix, 130 for Ctrl-C.
 
     The reader of a pipe may go away: a streamed answer ends silently then.
+    then_exits: nothing follows in this process, so that another Ctrl-C is ignored while the first one ends the command.
     """
     words = sys.argv[1:] if arguments is None else arguments
     kept = sys.stdout
@@ -43,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         except Qwen3Error as error:
             return _failed(str(error))
         except KeyboardInterrupt:
+            if then_exits:
+                # Before the model is let go of: its thread ends at its next layer, and must not be torn down before.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
             print(file=sys.stderr)
             return 130
         except BrokenPipeError:

@@ -191,7 +191,7 @@ def test_ctrl_c_again_and_again_exits_130(tmp_path):
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err and "terminate" not in err
+    assert process.returncode == 130 and "Traceback" not in err and "terminate" not in err, err
 
 
 @pytest.mark.slow
