@@ -1,0 +1,315 @@
+"""Stands for torch.cuda: devices, streams, captures, memory, and a look at every operation of PyTorch."""
+
+import contextlib
+import re
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .cards import Allocator, Block, Card, Owned
+
+MATMULS = {"linear", "mm", "addmm", "bmm", "matmul", "addmv", "mv"}
+# Operations whose result the host must know before it goes on: a number, or the shape of a tensor.
+NUMBERS = {"_local_scalar_dense", "item", "is_nonzero"}
+WAITING = {"nonzero", "_unique2", "unique_dim", "masked_select", "equal", "bincount"}
+
+
+@dataclass(eq=False)
+class Launch:
+    """A kernel of Triton's or of PyTorch's."""
+
+    name: str
+    phase: str
+    layer: int | None
+    captured: bool
+    grid: tuple[int, ...] = ()
+
+
+@dataclass
+class Step:
+    """What one step of the engine did. launches: those outside of graphs. graph: the one that it replayed."""
+
+    phase: str
+    decode: bool = False
+    num_tokens: int = 0
+    contexts: list[int] = field(default_factory=list)
+    waits: int = 0
+    copies: int = 0
+    graph: "Graph | None" = None
+    launches: list[Launch] = field(default_factory=list)
+
+
+class Graph:
+    """A recorded graph. stream, phase: where and when. outside: memory of other pools that it points to."""
+
+    def __init__(self, world: "World") -> None:
+        self.world, self.stream, self.phase = world, "", ""
+        self.launches: list[Launch] = []
+        self.outside: set[Owned] = set()
+        self.pool_id: Any = ("pool", id(self))
+        world.graphs.add(self)
+
+    def pool(self) -> Any:
+        return self.pool_id
+
+    def replay(self) -> None:
+        self.check()
+        if self.world.step is not None:
+            self.world.step.graph = self
+
+    def check(self) -> None:
+        for allocator in self.world.allocators:
+            allocator.collect()
+        if gone := sum(not owned.alive for owned in self.outside):
+            self.world.breach(f"a graph points to memory that was freed: {gone} storages")
+
+
+class World:
+    """All that a dry run knows. phase: what is being driven; layer: the one that runs now, if any."""
+
+    def __init__(self, card: Card, memory: int, devices: int = 2) -> None:
+        self.card = card
+        self.allocators = [Allocator(memory) for _ in range(devices)]
+        self.phase, self.layer, self.step = "start", None, None
+        self.launches: list[Launch] = []
+        self.steps: list[Step] = []
+        self.breaches: dict[str, Counter[str]] = {}  # what is wrong -> the phases in which it was seen
+        self.waits: Counter[str] = Counter()
+        self.graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
+        self.capturing: Graph | None = None
+        self.workspaces: dict[tuple, Block] = {}
+        self._streams = 0
+        self._owned: dict[int, Owned] = {}
+        self._pinned: dict[int, bool] = {}  # storages -> a copy of one may be under way
+        self._here = threading.local()  # the current device and stream are each thread's own
+
+    @property
+    def device(self) -> int:
+        return getattr(self._here, "device", 0)
+
+    @device.setter
+    def device(self, index: int) -> None:
+        self._here.device = index
+
+    @property
+    def stream(self) -> "Stream":
+        found = getattr(self._here, "stream", None)
+        return found if found is not None else Stream(self, self.device, "default")
+
+    @stream.setter
+    def stream(self, stream: "Stream | None") -> None:
+        self._here.stream = stream
+
+    def index(self, device: Any = None) -> int:
+        """The number of a device, of the current one if it names none."""
+        device = torch.device("cuda", device) if isinstance(device, int) else device
+        found = None if device is None else torch.device(device).index
+        return self.device if found is None else found
+
+    def breach(self, text: str, phase: str | None = None) -> None:
+        """Something is wrong, in the phase that runs or in another one."""
+        text = "in a capture: " * (self.capturing is not None) + text
+        self.breaches.setdefault(text, Counter())[phase or self.phase] += 1
+
+    def fails(self, error: Exception) -> None:
+        """What is driven raised an error."""
+        self.breach(f"raises {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+    def lines(self) -> list[str]:
+        """One line for each breach: the first phase in which it was seen, and how many more there are."""
+        return [
+            f"[{next(iter(phases))}{f' and {len(phases) - 1} more' if len(phases) > 1 else ''}] {text}"
+            for text, phases in self.breaches.items()
+        ]
+
+    def wait(self, what: str) -> None:
+        """The host waits for the device."""
+        if self.capturing is not None:
+            self.breach(f"waits: {what}")
+        self.waits[f"[{self.phase}] {what}"] += 1
+        if self.step is not None:
+            self.step.waits += 1
+        for key in self._pinned:
+            self._pinned[key] = False
+
+    def new_stream(self, index: int) -> str:
+        self._streams += 1
+        return f"side{self._streams % 32}"  # PyTorch has a ring of 32 for each device
+
+    def own(self, tensor: torch.Tensor) -> Owned:
+        """The memory of a tensor, given out when it is first seen."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        found = self._owned.get(key)
+        if found is None or not found.alive:
+            index = tensor.device.index or 0
+            stream = self.stream
+            name = stream.name if stream.device.index == index else f"cuda:{index}/default"
+            graph = self.capturing if name == stream.name else None
+            if self.capturing is not None and (graph is None or stream.name != self.capturing.stream):
+                self.breach(f"allocates on {name}, outside of the graph's pool")
+            private = None if graph is None else graph.pool_id
+            try:
+                found = self.allocators[index].own(storage, index, name, private, graph is not None)
+            except torch.OutOfMemoryError as error:
+                self.breach(str(error))
+                raise
+            self._owned[key] = found
+            weakref.finalize(storage, self._owned.pop, key, None)
+        return found
+
+    def touch(self, tensor: torch.Tensor) -> None:
+        """A captured launch points to a tensor."""
+        if self.capturing is not None and tensor.device.type == "cuda":
+            owned = self.own(tensor)
+            if owned.block.segment.pool[2] is None:
+                self.capturing.outside.add(owned)
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.capturing is not None:
+            self.breach("allocates pinned memory")
+        tensor.constant = None  # or a copy of few values to a device is really done
+        storage = tensor.untyped_storage()
+        self._pinned[storage._cdata] = False
+        weakref.finalize(storage, self._pinned.pop, storage._cdata, None)
+        return tensor
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        return storage(tensor) in self._pinned
+
+    def start_copy(self, pinned: torch.Tensor) -> None:
+        """A copy from or to pinned memory starts."""
+        self._pinned[storage(pinned)] = True
+
+    def in_flight(self, tensor: torch.Tensor) -> bool:
+        """Whether a copy from or to pinned memory may still be under way."""
+        return self._pinned.get(storage(tensor), False)
+
+    def workspace(self, index: int) -> None:
+        """cuBLAS takes one for each stream, at its first matmul there."""
+        stream = self.stream.name if self.stream.device.index == index else f"cuda:{index}/default"
+        if (index, stream) not in self.workspaces:
+            private = self.capturing and self.capturing.pool_id
+            allocator = self.allocators[index]
+            block = allocator.malloc(self.card.cublas_workspace, stream, private, private is not None)
+            self.workspaces[index, stream] = block
+
+    @contextlib.contextmanager
+    def capture(self, graph: Graph, stream: "Stream") -> Iterator[None]:
+        before = self.device, getattr(self._here, "stream", None)
+        self.device, self.stream = stream.device.index, stream
+        self.capturing, graph.stream, graph.phase, first = graph, stream.name, self.phase, len(self.launches)
+        try:
+            yield
+        finally:
+            graph.launches = self.launches[first:]
+            self.capturing = None
+            self.device, self.stream = before
+
+
+class Stream:
+    """A stream of one device."""
+
+    def __init__(self, world: World, device: Any = None, name: str = "") -> None:
+        self.world = world
+        self.device = torch.device("cuda", world.index(device))
+        self.name = f"{self.device}/{name or world.new_stream(self.device.index)}"
+        self.cuda_stream = 0
+
+    def wait_stream(self, other: "Stream") -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def record_event(self, event: Any = None) -> Any:
+        return event or SimpleNamespace(synchronize=lambda: self.world.wait("event"))
+
+    def synchronize(self) -> None:
+        self.world.wait("stream.synchronize")
+
+
+class Watch(TorchDispatchMode):
+    """Sees every operation of PyTorch: launches, copies, waits, operands on two devices, writes to pinned memory."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        world, kwargs = self.world, kwargs or {}
+        name = func.overloadpacket.__name__
+        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        on_cuda = [t for t in operands if t.device.type == "cuda"]
+        if name in NUMBERS and on_cuda:
+            world.wait("item")
+            return False if name == "is_nonzero" else nested((), on_cuda[0].dtype)
+        if name in WAITING and on_cuda:
+            world.wait(f"{name} of {[list(t.shape) for t in on_cuda]}")
+        if name in MATMULS and on_cuda:
+            world.workspace(on_cuda[0].device.index or 0)
+        if name == "equal" and on_cuda:
+            return True
+        written = [value for argument, value in zip(func._schema.arguments, args) if _is_written(argument, value)]
+        if any(world.in_flight(tensor) for tensor in written):
+            world.breach("writes to pinned memory while a copy of it may be under way")
+        out = func(*args, **kwargs)
+        results = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        cuda = {str(t.device) for t in (*operands, *results) if t.device.type == "cuda"}
+        for tensor in results:
+            if tensor.device.type == "cuda":
+                world.own(tensor)
+        if len(cuda) > 1:
+            world.breach(f"{name} has tensors on {' and '.join(sorted(cuda))}")
+        before = {storage(tensor) for tensor in operands}
+        computes = bool(written) or any(storage(tensor) not in before for tensor in results)
+        if cuda and computes and not re.fullmatch(r"(new_)?empty\w*", name):
+            if name in ("to", "_to_copy", "copy_"):
+                name = self._copy(name, operands[-1], results[0], _non_blocking(func, args, kwargs))
+            for tensor in (*operands, *results):
+                world.touch(tensor)
+            world.launches.append(Launch(name, world.phase, world.layer, world.capturing is not None))
+        return out
+
+    def _copy(self, name: str, source: torch.Tensor, destination: torch.Tensor, non_blocking: bool) -> str:
+        """Notes a copy between host and device; returns what to call it."""
+        world = self.world
+        kinds = source.device.type, destination.device.type
+        if kinds == ("cuda", "cuda"):
+            return name
+        to_host = kinds[1] == "cpu"
+        waits = not non_blocking or not world.is_pinned(destination if to_host else source)
+        where = "to the host" if to_host else "to the device"
+        if world.step is not None and not to_host:
+            world.step.copies += 1
+        if waits:
+            world.wait(f"copy of {list(source.shape)} {where}")
+        else:
+            world.start_copy(destination if to_host else source)
+        return f"copy {where}"
+
+
+def storage(tensor: torch.Tensor) -> int:
+    """What is the same for two tensors that share memory."""
+    return tensor.untyped_storage()._cdata
+
+
+def nested(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """Zeros as numbers or nested lists of them."""
+    zero = False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
+    return zero if not shape else [nested(shape[1:], dtype) for _ in range(shape[0])]
+
+
+def _is_written(argument: Any, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and argument.alias_info is not None and argument.alias_info.is_write
+
+
+def _non_blocking(func: Any, args: tuple, kwargs: dict) -> bool:
+    names = [argument.name for argument in func._schema.arguments]
+    return bool((dict(zip(names, args)) | kwargs).get("non_blocking", False))
