@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,10 +79,11 @@ class Allocator:
     Requests are rounded to 512 bytes and served best fit from segments of their stream and pool: of 2 MiB up to 1 MiB,
     of 20 MiB below 10 MiB, else of their own size. Blocks are split and merged. Cached segments go back to the driver
     when it has no more, but not during a capture. So `reserved` is what the card would show.
+    pools: those of graphs that are still there, which keep their segments.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, pools: Callable[[], Container] = frozenset) -> None:
+        self.total, self.pools = total, pools
         self.segments: list[Segment] = []
         self.reserved = self.allocated = self.peak = self.peak_reserved = 0
         self._next_base = 0x7F0000000000
@@ -162,11 +164,12 @@ class Allocator:
         return self.total - self.held
 
     def empty_cache(self) -> None:
-        """Gives back segments that hold nothing, but for those of graphs."""
+        """Gives back segments that hold nothing, but for those of graphs that are still there."""
         with self._lock:
             self.collect()
+            kept = self.pools()
             for segment in list(self.segments):
-                if segment.pool[2] is None and len(segment.blocks) == 1 and segment.blocks[0].free:
+                if segment.pool[2] not in kept and len(segment.blocks) == 1 and segment.blocks[0].free:
                     self.segments.remove(segment)
                     self.reserved -= segment.size
 

@@ -2,12 +2,14 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from .world import Launch, World
@@ -48,7 +50,7 @@ class Pointer:
 
     def __init__(self, world: World, tensor: torch.Tensor) -> None:
         self.dtype = tensor.dtype
-        self.address = world.own(tensor).block.address + tensor.storage_offset() * tensor.element_size()
+        self.address = world.address(tensor)
         steps = zip(tensor.shape, tensor.stride())
         self.elements = 1 + sum((size - 1) * stride for size, stride in steps) if tensor.numel() else 0
 
@@ -112,14 +114,25 @@ def intercept(world: World) -> list[Variant]:
         kernel = stock_run(self, *args, grid=grid, warmup=True, **kwargs)
         binder = self.device_caches[world.device][-1]
         bound, specialization, _ = binder(*args, **kwargs)
-        grid = (*(grid(bound) if callable(grid) else grid), 1, 1)[:3]
-        if not all(isinstance(size, int) and 0 < size <= most for size, most in zip(grid, MOST_GRID)):
-            world.breach(f"grid {grid} of {self.__name__} is beyond the card's {MOST_GRID}")
-        _note(of_kernel[id(kernel)], grid, bound, specialization)
-        world.launches.append(Launch(self.__name__, world.phase, world.layer, world.capturing is not None, grid))
+        variant = of_kernel[id(kernel)]
+        if not variant.arguments:
+            variant.arguments = _arguments(variant, bound, specialization)
+        _finish(world, variant, (*(grid(bound) if callable(grid) else grid), 1, 1)[:3], bound)
         return kernel
 
-    JITFunction._do_compile, JITFunction.run = compile_, run
+    def prepared(self, grid):
+        """compiled[grid](*arguments): without Triton's own look at the arguments."""
+
+        def launch(*args, stream=None):
+            variant = of_kernel[id(self)]
+            bound = {p.name: _pointer(world, variant.name, value) for p, value in zip(variant.function.params, args)}
+            for text in _unfit(variant, bound):
+                world.breach(text)
+            _finish(world, variant, (*grid, 1, 1)[:3], bound)
+
+        return launch
+
+    JITFunction._do_compile, JITFunction.run, CompiledKernel.__getitem__ = compile_, run, prepared
     return variants
 
 
@@ -140,19 +153,34 @@ def _pointer(world: World, kernel: str, value: Any) -> Any:
     return Pointer(world, value)
 
 
-def _note(variant: Variant, grid: tuple[int, ...], bound: dict, specialization: list) -> None:
-    """Adds what one launch says of its variant."""
+def _arguments(variant: Variant, bound: dict, specialization: list) -> dict[str, tuple[str, Any]]:
+    found = {}
+    for parameter, (kind, extra) in zip(variant.function.params, specialization):
+        value = bound[parameter.name]
+        found[parameter.name] = (kind, value if kind == "constexpr" else "D" if extra and "D" in str(extra) else "")
+    return found
+
+
+def _unfit(variant: Variant, bound: dict) -> Iterator[str]:
+    """Arguments that a compiled kernel was not compiled for."""
+    for name, value in bound.items():
+        kind, constant = variant.arguments[name]
+        number = value.address if isinstance(value, Pointer) else value
+        if kind == "constexpr" and number != constant:
+            yield f"{variant.name} is launched with {name} = {number}, it was compiled for {constant}"
+        elif constant == "D" and kind != "constexpr" and number % 16:
+            yield f"{variant.name} is launched with {name} = {number}, it was compiled for multiples of 16"
+
+
+def _finish(world: World, variant: Variant, grid: tuple[int, ...], bound: dict) -> None:
+    """Notes a launch, and adds what it says of its variant."""
+    if not all(isinstance(size, int) and 0 < size <= most for size, most in zip(grid, MOST_GRID)):
+        world.breach(f"grid {grid} of {variant.name} is beyond the card's {MOST_GRID}")
     variant.grids[grid] += 1
-    if not variant.arguments:
-        for parameter, (kind, extra) in zip(variant.function.params, specialization):
-            value = bound[parameter.name]
-            if kind == "constexpr":
-                variant.arguments[parameter.name] = (kind, None if value is None else value)
-            else:
-                variant.arguments[parameter.name] = (kind, "D" if extra and "D" in str(extra) else "")
     for name, value in bound.items():
         if isinstance(value, Pointer):
             variant.elements = max(variant.elements, value.elements)
         elif isinstance(value, int) and not isinstance(value, bool):
             low, high = variant.integers.get(name, (value, value))
             variant.integers[name] = min(low, value), max(high, value)
+    world.launches.append(Launch(variant.name, world.phase, world.layer, world.capturing is not None, grid))

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._device import _device_constructors
 
 from .cards import Allocator
-from .world import Graph, Stream, Watch, World, nested
+from .watch import Watch, nested
+from .world import Event, Graph, Stream, World
 
 
 def enter(world: World) -> None:
@@ -108,13 +110,6 @@ def _install_cuda(world: World) -> None:
         def __exit__(self, *error: Any) -> None:
             self.context.__exit__(*error)
 
-    class Event:
-        def __init__(self, **_: Any) -> None: ...
-        def record(self, stream: Any = None) -> None: ...
-        def wait(self, stream: Any = None) -> None: ...
-        def synchronize(self) -> None:
-            world.wait("event.synchronize")
-
     def memory(device: Any = None) -> Allocator:
         found = world.allocators[world.index(device)]
         found.collect()
@@ -148,7 +143,8 @@ def _install_cuda(world: World) -> None:
         "CUDAGraph": type("CUDAGraph", (Graph,), {"__init__": lambda self, **_: Graph.__init__(self, world)}),
         "graph": Capture,
         "device": On,
-        "Event": Event,
+        "Event": lambda *_, **__: Event(world),
+        "graph_pool_handle": world.new_pool,
         "current_stream": lambda device=None: world.stream if device is None else Stream(world, device, "default"),
         "default_stream": lambda device=None: Stream(world, device, "default"),
         "current_device": lambda: world.device,
@@ -182,7 +178,7 @@ def _install_pinned(world: World) -> None:
     _device_constructors()  # a cache of these functions, which `with torch.device(...)` looks them up in
     for name in ("tensor", "empty", "zeros", "ones", "full"):
         setattr(torch, name, partial(make, getattr(torch, name)))
-    stock_tolist = torch.Tensor.tolist
+    stock_tolist, stock_numpy, stock_data_ptr = torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.data_ptr
 
     def tolist(tensor: torch.Tensor) -> Any:
         if not isinstance(tensor, FakeTensor):
@@ -193,5 +189,16 @@ def _install_pinned(world: World) -> None:
             world.breach("reads pinned memory before the copy into it has ended")
         return nested(tuple(tensor.shape), tensor.dtype)
 
+    def numpy(tensor: torch.Tensor, **options: Any) -> np.ndarray:
+        if not isinstance(tensor, FakeTensor):
+            return stock_numpy(tensor, **options)
+        return np.array(tolist(tensor), dtype=str(tensor.dtype).removeprefix("torch."))
+
+    def data_ptr(tensor: torch.Tensor) -> int:
+        if not isinstance(tensor, FakeTensor):
+            return stock_data_ptr(tensor)
+        return world.address(tensor) if tensor.device.type == "cuda" else 0
+
     torch.Tensor.tolist = FakeTensor.tolist = tolist
+    torch.Tensor.numpy, torch.Tensor.data_ptr = numpy, data_ptr
     torch.Tensor.pin_memory = lambda tensor, *_: world.pin(tensor.clone())

@@ -1,25 +1,16 @@
-"""Stands for torch.cuda: devices, streams, captures, memory, and a look at every operation of PyTorch."""
+"""Stands for torch.cuda: devices, streams, captures, memory, and what the engine does with them."""
 
 import contextlib
-import re
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .cards import Allocator, Block, Card, Owned
-
-MATMULS = {"linear", "mm", "addmm", "bmm", "matmul", "addmv", "mv"}
-# Operations whose result the host must know before it goes on: a number, or the shape of a tensor.
-NUMBERS = {"_local_scalar_dense", "item", "is_nonzero"}
-WAITING = {"nonzero", "_unique2", "unique_dim", "masked_select", "equal", "bincount"}
 
 
 @dataclass(eq=False)
@@ -54,7 +45,7 @@ class Graph:
         self.world, self.stream, self.phase = world, "", ""
         self.launches: list[Launch] = []
         self.outside: set[Owned] = set()
-        self.pool_id: Any = ("pool", id(self))
+        self.pool_id: Any = world.new_pool()
         world.graphs.add(self)
 
     def pool(self) -> Any:
@@ -77,7 +68,7 @@ class World:
 
     def __init__(self, card: Card, memory: int, devices: int = 2) -> None:
         self.card = card
-        self.allocators = [Allocator(memory) for _ in range(devices)]
+        self.allocators = [Allocator(memory, self.pools) for _ in range(devices)]
         self.phase, self.layer, self.step = "start", None, None
         self.launches: list[Launch] = []
         self.steps: list[Step] = []
@@ -86,7 +77,7 @@ class World:
         self.graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
         self.capturing: Graph | None = None
         self.workspaces: dict[tuple, Block] = {}
-        self._streams = 0
+        self._streams = self._pools = 0
         self._owned: dict[int, Owned] = {}
         self._pinned: dict[int, bool] = {}  # storages -> a copy of one may be under way
         self._here = threading.local()  # the current device and stream are each thread's own
@@ -107,6 +98,14 @@ class World:
     @stream.setter
     def stream(self, stream: "Stream | None") -> None:
         self._here.stream = stream
+
+    def pools(self) -> set:
+        """Those of graphs that are still there."""
+        return {graph.pool_id for graph in self.graphs}
+
+    def new_pool(self) -> tuple[str, int]:
+        self._pools += 1
+        return "pool", self._pools
 
     def index(self, device: Any = None) -> int:
         """The number of a device, of the current one if it names none."""
@@ -146,8 +145,7 @@ class World:
 
     def own(self, tensor: torch.Tensor) -> Owned:
         """The memory of a tensor, given out when it is first seen."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage(tensor)
         found = self._owned.get(key)
         if found is None or not found.alive:
             index = tensor.device.index or 0
@@ -158,13 +156,16 @@ class World:
                 self.breach(f"allocates on {name}, outside of the graph's pool")
             private = None if graph is None else graph.pool_id
             try:
-                found = self.allocators[index].own(storage, index, name, private, graph is not None)
+                found = self.allocators[index].own(tensor.untyped_storage(), index, name, private, graph is not None)
             except torch.OutOfMemoryError as error:
                 self.breach(str(error))
                 raise
             self._owned[key] = found
-            weakref.finalize(storage, self._owned.pop, key, None)
+            weakref.finalize(tensor.untyped_storage(), self._owned.pop, key, None)
         return found
+
+    def address(self, tensor: torch.Tensor) -> int:
+        return self.own(tensor).block.address + tensor.storage_offset() * tensor.element_size()
 
     def touch(self, tensor: torch.Tensor) -> None:
         """A captured launch points to a tensor."""
@@ -177,9 +178,8 @@ class World:
         if self.capturing is not None:
             self.breach("allocates pinned memory")
         tensor.constant = None  # or a copy of few values to a device is really done
-        storage = tensor.untyped_storage()
-        self._pinned[storage._cdata] = False
-        weakref.finalize(storage, self._pinned.pop, storage._cdata, None)
+        self._pinned[storage(tensor)] = False
+        weakref.finalize(tensor.untyped_storage(), self._pinned.pop, storage(tensor), None)
         return tensor
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
@@ -228,88 +228,30 @@ class Stream:
 
     def wait_event(self, event: object) -> None: ...
 
-    def record_event(self, event: Any = None) -> Any:
-        return event or SimpleNamespace(synchronize=lambda: self.world.wait("event"))
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        return event or Event(self.world)
 
     def synchronize(self) -> None:
         self.world.wait("stream.synchronize")
 
 
-class Watch(TorchDispatchMode):
-    """Sees every operation of PyTorch: launches, copies, waits, operands on two devices, writes to pinned memory."""
+class Event:
+    """An event of a stream: the host may wait for it."""
 
     def __init__(self, world: World) -> None:
-        super().__init__()
         self.world = world
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        world, kwargs = self.world, kwargs or {}
-        name = func.overloadpacket.__name__
-        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        on_cuda = [t for t in operands if t.device.type == "cuda"]
-        if name in NUMBERS and on_cuda:
-            world.wait("item")
-            return False if name == "is_nonzero" else nested((), on_cuda[0].dtype)
-        if name in WAITING and on_cuda:
-            world.wait(f"{name} of {[list(t.shape) for t in on_cuda]}")
-        if name in MATMULS and on_cuda:
-            world.workspace(on_cuda[0].device.index or 0)
-        if name == "equal" and on_cuda:
-            return True
-        written = [value for argument, value in zip(func._schema.arguments, args) if _is_written(argument, value)]
-        if any(world.in_flight(tensor) for tensor in written):
-            world.breach("writes to pinned memory while a copy of it may be under way")
-        out = func(*args, **kwargs)
-        results = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
-        cuda = {str(t.device) for t in (*operands, *results) if t.device.type == "cuda"}
-        for tensor in results:
-            if tensor.device.type == "cuda":
-                world.own(tensor)
-        if len(cuda) > 1:
-            world.breach(f"{name} has tensors on {' and '.join(sorted(cuda))}")
-        before = {storage(tensor) for tensor in operands}
-        computes = bool(written) or any(storage(tensor) not in before for tensor in results)
-        if cuda and computes and not re.fullmatch(r"(new_)?empty\w*", name):
-            if name in ("to", "_to_copy", "copy_"):
-                name = self._copy(name, operands[-1], results[0], _non_blocking(func, args, kwargs))
-            for tensor in (*operands, *results):
-                world.touch(tensor)
-            world.launches.append(Launch(name, world.phase, world.layer, world.capturing is not None))
-        return out
+    def record(self, stream: Stream | None = None) -> None: ...
 
-    def _copy(self, name: str, source: torch.Tensor, destination: torch.Tensor, non_blocking: bool) -> str:
-        """Notes a copy between host and device; returns what to call it."""
-        world = self.world
-        kinds = source.device.type, destination.device.type
-        if kinds == ("cuda", "cuda"):
-            return name
-        to_host = kinds[1] == "cpu"
-        waits = not non_blocking or not world.is_pinned(destination if to_host else source)
-        where = "to the host" if to_host else "to the device"
-        if world.step is not None and not to_host:
-            world.step.copies += 1
-        if waits:
-            world.wait(f"copy of {list(source.shape)} {where}")
-        else:
-            world.start_copy(destination if to_host else source)
-        return f"copy {where}"
+    def wait(self, stream: Stream | None = None) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        self.world.wait("event.synchronize")
 
 
 def storage(tensor: torch.Tensor) -> int:
     """What is the same for two tensors that share memory."""
     return tensor.untyped_storage()._cdata
-
-
-def nested(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """Zeros as numbers or nested lists of them."""
-    zero = False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
-    return zero if not shape else [nested(shape[1:], dtype) for _ in range(shape[0])]
-
-
-def _is_written(argument: Any, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and argument.alias_info is not None and argument.alias_info.is_write
-
-
-def _non_blocking(func: Any, args: tuple, kwargs: dict) -> bool:
-    names = [argument.name for argument in func._schema.arguments]
-    return bool((dict(zip(names, args)) | kwargs).get("non_blocking", False))

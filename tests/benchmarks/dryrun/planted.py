@@ -135,6 +135,18 @@ class Faults:
         with torch.cuda.device("cuda:1"):
             rows_in_64_bits[(4,)](torch.empty(64, device="cuda:1"), 16)
 
+    def compiled_for_other_addresses(self) -> None:
+        compiled = rows_in_64_bits[(4,)](self.x, 16)
+        compiled[(4,)](self.x[1:], 16)
+
+    def compiled_for_another_constant(self) -> None:
+        compiled = rows_in_64_bits[(4,)](self.x, 16)
+        compiled[(4,)](self.x, 8)
+
+    def no_other_arguments_than_compiled_for(self) -> None:
+        compiled = rows_in_64_bits[(4,)](self.x, 16)
+        compiled[(4,)](self.x[16:], 16)
+
     def operands_on_two_devices(self) -> None:
         self.x + torch.empty(64, device="cuda:1")
 
@@ -143,6 +155,16 @@ class Faults:
 
     def out_of_memory(self) -> None:
         torch.empty(10**11, device="cuda:0")
+
+    def rounded_sums(self) -> None:
+        self.big[:4] @ self.big[:4].T
+
+    def no_rounded_sums(self) -> None:
+        self.big[:4].float() @ self.big[:4].float().T
+        flags = torch.backends.cuda.matmul
+        flags.allow_bf16_reduced_precision_reduction = False
+        self.big[:4] @ self.big[:4].T
+        flags.allow_bf16_reduced_precision_reduction = True
 
     def written_while_it_is_copied(self) -> None:
         pinned = torch.zeros(64, pin_memory=True)
@@ -155,6 +177,25 @@ class Faults:
         event.record()
         event.synchronize()
         pinned.fill_(1)
+
+    def read_before_it_has_come(self) -> None:
+        self.x.to("cpu", non_blocking=True).tolist()
+
+    def no_read_before_it_has_come(self) -> None:
+        came = self.x.to("cpu", non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        assert came.tolist() == came.numpy().tolist() == [0.0] * 64
+
+    def no_memory_of_graphs_that_are_gone(self) -> None:
+        graph = captured(lambda: torch.empty(12 * 10**9, device="cuda:0"))
+        del graph
+        torch.cuda.empty_cache()
+        torch.empty(17 * 10**9, device="cuda:0")
+
+    def memory_of_graphs(self) -> None:
+        self.graph = captured(lambda: torch.empty(12 * 10**9, device="cuda:0"))
+        torch.cuda.empty_cache()
+        torch.empty(17 * 10**9, device="cuda:0")
 
     def read_while_it_is_copied(self) -> None:
         pinned = torch.zeros(64, pin_memory=True)

@@ -65,7 +65,8 @@ def test_the_smallest_block_that_fits_is_split_and_merged_again():
 
 
 def test_streams_and_graphs_have_pools_of_their_own():
-    memory = allocator()
+    memory, alive = allocator(), {GRAPH}
+    memory.pools = lambda: alive
     kept = [take(memory, 512), take(memory, 512, "other"), take(memory, 512, private=GRAPH, capturing=True)]
     assert memory.reserved == 6 * MIB and memory.graph_bytes() == (2 * MIB, 512)
     kept.clear()
@@ -74,6 +75,9 @@ def test_streams_and_graphs_have_pools_of_their_own():
     assert memory.reserved == 2 * MIB and memory.graph_bytes() == (2 * MIB, 0), "a graph keeps its pool"
     take(memory, 512, private=GRAPH)
     assert memory.reserved == 2 * MIB and (memory.peak_reserved, memory.peak) == (6 * MIB, 3 * 512)
+    alive.clear()
+    memory.empty_cache()
+    assert memory.reserved == 0, "until it is gone"
 
 
 def test_cached_memory_is_given_back_when_there_is_no_more_but_not_in_a_capture():
