@@ -14,7 +14,7 @@ from .common import RESULTS, save
 
 QUESTIONS = (
     "bandwidth", "fits", "ops", "generate", "kv_cache", "load", "serve", "eventloop", "batching", "scheduler",
-    "experts", "verify", "terminal", "dryrun",
+    "experts", "verify", "terminal", "dryrun", "host",
 )  # fmt: skip
 MODULES = {name: f"questions.{name}" for name in QUESTIONS} | {"report": "report.main"}
 

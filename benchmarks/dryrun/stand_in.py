@@ -52,12 +52,11 @@ def in_thread(function: Any) -> Any:
 
 
 def _install_guard() -> None:
-    """A build of PyTorch without CUDA has nothing that switches between its devices: Meta's, which does nothing."""
+    """What switches between devices is Meta's, which does nothing: CUDA's is not there, or would look for a driver."""
     lib = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     registry = (ctypes.c_void_p * 21).in_dll(lib, "_ZN3c104impl26device_guard_impl_registryE")
     cuda, meta = 1, 14  # c10::DeviceType
-    if not registry[cuda]:
-        registry[cuda] = registry[meta]
+    registry[cuda] = registry[meta]
 
 
 def _install_cuda(world: World) -> None:
