@@ -149,7 +149,8 @@ def _watch(world: World, llm: LLM) -> None:
         return scheduled
 
     def step():
-        world.step, first = Step(world.phase), len(world.launches)
+        # A layer that raised has left its number.
+        world.step, world.layer, first = Step(world.phase), None, len(world.launches)
         try:
             return stock_step()
         finally:

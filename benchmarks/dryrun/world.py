@@ -1,6 +1,7 @@
 """Stands for torch.cuda: devices, streams, captures, memory, and what the engine does with them."""
 
 import contextlib
+import re
 import threading
 import weakref
 from collections import Counter
@@ -72,7 +73,8 @@ class World:
         self.phase, self.layer, self.step = "start", None, None
         self.launches: list[Launch] = []
         self.steps: list[Step] = []
-        self.breaches: dict[str, Counter[str]] = {}  # what is wrong -> the phases in which it was seen
+        # What is wrong, and the phases in which it was seen.
+        self.breaches: dict[str, tuple[str, Counter[str]]] = {}
         self.waits: Counter[str] = Counter()
         self.graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
         self.capturing: Graph | None = None
@@ -113,20 +115,22 @@ class World:
         found = None if device is None else torch.device(device).index
         return self.device if found is None else found
 
-    def breach(self, text: str, phase: str | None = None) -> None:
-        """Something is wrong, in the phase that runs or in another one."""
-        text = "in a capture: " * (self.capturing is not None) + text
-        self.breaches.setdefault(text, Counter())[phase or self.phase] += 1
+    def breach(self, text: str, phase: str | None = None, like: str = "") -> None:
+        """Something is wrong, in the phase that runs or in another one. Breaches that are alike are one."""
+        where = "in a capture: " * (self.capturing is not None)
+        _, phases = self.breaches.setdefault(where + (like or text), (where + text, Counter()))
+        phases[phase or self.phase] += 1
 
     def fails(self, error: Exception) -> None:
         """What is driven raised an error."""
-        self.breach(f"raises {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        text = f"raises {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self.breach(text, like=re.sub(r"\d[\d,.]*", "N", text))
 
     def lines(self) -> list[str]:
         """One line for each breach: the first phase in which it was seen, and how many more there are."""
         return [
             f"[{next(iter(phases))}{f' and {len(phases) - 1} more' if len(phases) > 1 else ''}] {text}"
-            for text, phases in self.breaches.items()
+            for text, phases in self.breaches.values()
         ]
 
     def wait(self, what: str) -> None:
@@ -158,7 +162,7 @@ class World:
             try:
                 found = self.allocators[index].own(tensor.untyped_storage(), index, name, private, graph is not None)
             except torch.OutOfMemoryError as error:
-                self.breach(str(error))
+                self.breach(str(error), like="out of memory")
                 raise
             self._owned[key] = found
             weakref.finalize(tensor.untyped_storage(), self._owned.pop, key, None)

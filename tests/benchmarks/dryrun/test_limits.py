@@ -167,3 +167,16 @@ def test_memory_is_within_its_share():
     world.allocators[0].peak_reserved = share
     (line,) = breaches(world=world)
     assert "held at the peak" in line
+
+
+def test_breaches_that_are_alike_are_one_line():
+    world = World(CARDS[90], TOTAL)
+    for world.phase, count in ("decode 8", 8), ("decode 16", 16):
+        world.fails(ValueError(f"a step of {count}\ntokens did not fit"))
+        world.breach(f"{count} of them", like="them")
+    world.fails(TypeError("a step of 8 tokens did not fit"))
+    assert world.lines() == [
+        "[decode 8 and 1 more] raises ValueError: a step of 8 tokens did not fit",
+        "[decode 8 and 1 more] 8 of them",
+        "[decode 16] raises TypeError: a step of 8 tokens did not fit",
+    ]
