@@ -78,6 +78,8 @@ def test_streams_and_graphs_have_pools_of_their_own():
     alive.clear()
     memory.empty_cache()
     assert memory.reserved == 0, "until it is gone"
+    kept.append(take(memory, 512))
+    assert (memory.reserved, memory.peak_reserved) == (2 * MIB, 6 * MIB)
 
 
 def test_cached_memory_is_given_back_when_there_is_no_more_but_not_in_a_capture():

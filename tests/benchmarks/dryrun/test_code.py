@@ -67,7 +67,7 @@ def variant(text: str, programs: int, n: tuple[int, int]) -> SimpleNamespace:
         ("%0 = arith.addi %n, %row : i32", 2, (0, 2**31 - 2), None),
         ("%0 = arith.addi %n, %row : i32", 2, (0, 2**31 - 1), "2,147,483,648"),
         ("%0 = arith.maxsi %n, %c4 : i32", 1, (1, 5000), None),
-        ("%0 = arith.remsi %n, %c4 : i32", 1, (0, 2**31 - 1), None),
+        ("%1 = arith.remsi %n, %c4 : i32\n    %0 = arith.muli %1, %c4 : i32", 1, (0, 2**31 - 1), None),
     ],
 )
 def test_offsets_of_32_bits(text, programs, n, reached):
