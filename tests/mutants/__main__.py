@@ -257,6 +257,13 @@ def preload(modules: list[str]) -> None:
             # torch stands before triton, which reads this when it is imported.
             if name == "torch" and not module.cuda.is_available():
                 os.environ["TRITON_INTERPRET"] = "1"
+            if name == "hypothesis":
+                # The first failure is enough: the smallest one takes many times as long. tests/conftest.py loads this.
+                phases = (module.Phase.explicit, module.Phase.generate)
+                module.settings.register_profile(
+                    "mutants", derandomize=True, database=None, phases=phases, report_multiple_bugs=False
+                )
+                os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     gc.freeze()  # what is imported stays: the collector of a run need not look at it
 
 
