@@ -89,6 +89,23 @@ def test_a_decode_step_is_the_time_after_the_last_first_token_over_the_steps():
     assert speed.decode_seconds(known([(1.0, 9.0), (2.0, 10.0)]), [[1]] * 2, 5) == 2.0
 
 
+def test_turns_are_measured_after_one_that_warms_up_and_counts(monkeypatch):
+    calls, seconds = [], iter([(99.0, 0), (3.0, 0.3), (1.0, 0.5), (2.0, 0.1)])
+
+    def prefill(llm, prompts):
+        calls.append("prefill")
+        prefill.turn = next(seconds)
+        return prefill.turn[0]
+
+    monkeypatch.setattr(speed, "prefill_seconds", prefill)
+    monkeypatch.setattr(speed, "bytes_per_step", lambda llm, prompts, steps: calls.append(f"bytes {steps}") or 5.0)
+    monkeypatch.setattr(speed, "decode_seconds", lambda *a: calls.append("decode") or prefill.turn[1])
+    measured = speed.measure(SimpleNamespace(config=SimpleNamespace(vocab_size=9)), 2, 4, 7, 3)
+    # The bytes are those of prompts that are cached.
+    assert calls == ["prefill", "bytes 7", *["prefill", "decode"] * 3]
+    assert measured == speed.Speed(2, 4, speed.Timing(2.0, 1.0, 3.0), speed.Timing(0.3, 0.1, 0.5), 5.0)
+
+
 def test_one_row_for_each_batch_and_context(run):
     lines = run("--repo_id", "tiny")
     assert "8.0 M parameters (3.5 M active)" in lines[0] and "a copy moves 1.0 GB/s" in lines[1]

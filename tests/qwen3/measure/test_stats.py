@@ -84,17 +84,17 @@ def test_a_step_with_a_prompt_in_it_is_prefill_and_recomputed_tokens_are_not_sam
 def test_a_token_of_qwen3_30b_reads_what_its_shape_says():
     """48 layers of 37.7 MB attention, 75.5 MB for 8 experts and 0.5 MB router, and 622 MB output layer."""
     config = model_config(config_folder("Qwen3-30B-A3B"))
-    stats = Stats(decode=Phase(steps=2, tokens=2, seconds=0.01, context_tokens=300), experts=ExpertLoad(config, "cpu"))
+    stats = Stats(decode=Phase(steps=2, tokens=6, seconds=0.01, context_tokens=300), experts=ExpertLoad(config, "cpu"))
     for _ in range(2):
         stats.experts.count(routing(*([list(range(8))] for _ in range(48))), decode=True)
     cache = 300 * 98_304
     model = Qwen3(config, reference, 1, torch.bfloat16, "meta")
     read = roofline.bytes_read(model, stats, decode=True)
     assert read - cache == pytest.approx(2 * (48 * (37.7e6 + 75.5e6 + 0.5e6) + 622e6), rel=2e-3)
-    assert roofline.bytes_read(model, Stats(), decode=True) == 0
+    assert roofline.bytes_read(model, Stats(), decode=True) == roofline.bytes_read(model, stats, decode=False) == 0
     prefill, decode = roofline.roofline_lines(model, stats, 2e12)
     assert prefill == "prefill: no steps"
-    assert "2 tokens in 2 steps, 200.0 tokens/s" in decode and f"{read / 0.01 / 2e12:.0%} of the copy" in decode
+    assert "6 tokens in 2 steps, 600.0 tokens/s" in decode and f"{read / 0.01 / 2e12:.0%} of the copy" in decode
 
 
 def test_statistics_measure_the_prefill_that_runs_without_them(small):
