@@ -12,7 +12,7 @@ from qwen3 import LLM, EngineConfig, Qwen3Error, SamplingParams
 from qwen3.cli.main import main
 from qwen3.config.hf import from_hf, model_config
 from qwen3.measure import roofline
-from qwen3.measure.expert_load import ExpertLoad
+from qwen3.measure.expert_load import ExpertLoad, draw_heat_map
 from qwen3.measure.stats import Phase, Stats
 from qwen3.model.blocks import Routing
 from qwen3.model.footprint import planned_footprint
@@ -173,6 +173,14 @@ def test_expert_stats_write_json_and_a_picture(generate, tmp_path):
     assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG") and "load.json" in err
 
 
+def test_the_heat_map_shows_multiples_of_a_fair_share(tmp_path, monkeypatch):
+    axes = pytest.importorskip("matplotlib.axes").Axes
+    imshow, shown = axes.imshow, []
+    monkeypatch.setattr(axes, "imshow", lambda self, x, **more: shown.append(x.tolist()) or imshow(self, x, **more))
+    draw_heat_map(torch.tensor([[4, 2, 2, 0], [0, 0, 0, 0]]), [1, 3], tmp_path / "a.png")
+    assert shown == [[[2, 1, 1, 0], [0, 0, 0, 0]]]
+
+
 def test_expert_stats_that_cannot_be_written_are_refused_before_any_text(generate, tmp_path):
     write_checkpoint(tmp_path / "dense", dense=True)
     for arguments in (("load.txt",), ("none/load.json",), ("load.json", "--repo_id", tmp_path / "dense")):
@@ -189,3 +197,6 @@ def test_random_weights(tmp_path):
     assert len(done.token_ids) == 6 and done.text == "" and bool(llm.logits([1, 2]).isfinite().all())
     with pytest.raises(Qwen3Error, match="stop strings need text"):
         llm.generate([[1]], SamplingParams(stop="x"))
+    with pytest.raises(Qwen3Error, match="stop strings need text"):
+        llm.generate([[1]], SamplingParams(bad_words="x"))
+    assert llm.stats.experts is None  # nobody asked for them, and counting costs time
