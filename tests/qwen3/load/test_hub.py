@@ -160,6 +160,18 @@ def test_small_files_may_begin_with_a_byte_order_mark(fake, get):
     assert listing(get()) == NEEDED
 
 
+def test_a_hub_that_is_busy_is_asked_again(get, monkeypatch):
+    stream, codes = hub.http_stream_backoff, []
+
+    def noted(*arguments, **options):
+        codes.append(options["retry_on_status_codes"])
+        return stream(*arguments, **options)
+
+    monkeypatch.setattr(hub, "http_stream_backoff", noted)
+    get()
+    assert codes and all(429 in wanted and 408 in wanted for wanted in codes)
+
+
 def test_a_hub_that_fails_at_an_optional_file_is_not_one_without_it(fake, get, monkeypatch):
     """A model without its chat template would answer something else."""
     read = hub._Repo.read
