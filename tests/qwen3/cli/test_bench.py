@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from qwen3 import LLM, Qwen3Error
-from qwen3.cli import bench, speed
+from qwen3.cli import bench, model, speed
 from qwen3.measure import roofline
 from qwen3.measure.stats import Phase
 
@@ -121,6 +121,18 @@ def test_a_row_of_known_measurements():
     known = speed.Speed(8, 1024, speed.Timing(2.0, 1.9, 2.1), speed.Timing(0.004, 0.0035, 0.005), 6.2e9)
     row = "8 1024 4,096.0 2,000.0 4.00 3.50-5.00 6.2000 1,550.0 50%"
     assert speed.table_row(known, 3.1e12).split() == row.split()
+
+
+def test_what_the_peak_of_memory_counts(monkeypatch, capsys):
+    """Resident memory on a CPU, on a GPU what PyTorch has reserved there."""
+    monkeypatch.setattr(model, "peak_bytes", lambda device: 5e9)
+    monkeypatch.setattr(model, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(model, "roofline_lines", lambda *a: [])
+    stats = SimpleNamespace(experts=None, first_token_seconds=0.25)
+    for kind, said in (("cpu", "resident"), ("cuda", "reserved on the GPU")):
+        llm = SimpleNamespace(stats=stats, device=SimpleNamespace(type=kind), model=None)
+        model.print_statistics(SimpleNamespace(expert_stats=None, stats=True), llm)
+        assert capsys.readouterr().err == f"time to first token: 0.250 s · peak memory: 5.0 GB {said}\n"
 
 
 def test_random_weights_need_only_a_config(run, folder):
