@@ -25,3 +25,8 @@ def brief(value: object, limit: int = 80) -> str:
 def one_line(error: BaseException) -> str:
     """Names another library's exception and its message in one line, cut: it may quote a whole file."""
     return shown(f"{type(error).__name__}: {' '.join(str(error).split())}", 300)
+
+
+def counted(count: int, thing: str) -> str:
+    """Returns a count with its noun: "1 step", "2,000 steps"."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"

@@ -105,7 +105,7 @@ class LLM:
         self.loop = EngineLoop(self.engine)
         weakref.finalize(self, self.loop.close)
         log.info("%s on %s, %s, %s backend", self.folder, self.device, dtype_name(self.dtype), self.backend)
-        log.info("KV cache of %d tokens", self.kv_cache_tokens)
+        log.info("KV cache of %s tokens", f"{self.kv_cache_tokens:,}")
 
     @property
     def kv_cache_tokens(self) -> int:

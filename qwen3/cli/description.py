@@ -11,7 +11,7 @@ from ..errors import Qwen3Error, shown
 from ..load.contents import CONFIG
 from ..load.hub import fetch_description
 from ..load.index import weight_bytes
-from ..load.resolve import cached, hub_name, resolve
+from ..load.resolve import cached, hub_name, model_name, resolve
 from ..measure.memory import available_bytes, gigabytes
 from ..model.footprint import planned_footprint
 
@@ -37,7 +37,7 @@ def describe(model: str | None, device: str, dtype: str) -> str:
                 raise Qwen3Error(f"{error}; asked the hub for its config.json: {reason}") from None
             folder = Path(temporary)
             return _table(folder, f"{name.id} (on the hub, not here)", size or weight_bytes(folder), device, dtype)
-    return _table(folder, shown(str(folder)), weight_bytes(folder), device, dtype)
+    return _table(folder, shown(model_name(folder)), weight_bytes(folder), device, dtype)
 
 
 def _table(folder: Path, name: str, checkpoint_bytes: int | None, device_option: str, dtype_option: str) -> str:

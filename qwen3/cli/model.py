@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config.model import dtype_name
 from ..errors import Qwen3Error
 from ..llm import LLM
-from ..load.resolve import TINY, resolve
+from ..load.resolve import TINY, model_name, resolve
 from ..measure.expert_load import check_expert_stats, write_expert_stats
 from ..measure.memory import gigabytes, peak_bytes
 from ..measure.roofline import copy_bandwidth, roofline_lines
@@ -40,9 +40,9 @@ def load_model(args: argparse.Namespace, chats: bool) -> LLM:
         expert_stats=args.stats or args.expert_stats is not None,
     )
     if args.expert_stats and llm.stats.experts is None:
-        raise Qwen3Error(f"--expert-stats: {llm.folder} is a dense model and has no experts: leave it out")
-    place = f"{llm.device} · {dtype_name(llm.dtype)} · {llm.backend}"
-    say(f"{llm.folder} · {size_text(llm)} · {place}")
+        raise Qwen3Error(f"--expert-stats: {model_name(llm.folder)} is a dense model and has no experts: leave it out")
+    place = f"{llm.device} · {dtype_name(llm.dtype)} · {llm.backend} backend"
+    say(f"{model_name(llm.folder)} · {size_text(llm)} · {place}")
     return llm
 
 
@@ -51,15 +51,17 @@ def require_template(folder: Path, chats: bool, no_thinking: bool) -> None:
     tokenizer = Tokenizer.from_folder(folder)
     if not tokenizer.has_chat_template:
         if not chats:
-            raise Qwen3Error(f"--no-thinking needs a chat template, and {folder} has none: leave it out")
+            raise Qwen3Error(f"--no-thinking needs a chat template, and {model_name(folder)} has none: leave it out")
         advice = "use `qwen3 generate`, or a model that can chat"
         if folder == TINY:
-            advice = "`qwen3 download --repo_id Qwen/Qwen3-0.6B` fetches one that can (1.5 GB)"
-        raise Qwen3Error(f"{folder} has no chat template, so it cannot chat: {advice}")
+            advice = "`qwen3 download Qwen/Qwen3-0.6B` fetches one that can (1.5 GB)"
+        raise Qwen3Error(f"{model_name(folder)} has no chat template, so it cannot chat: {advice}")
     if no_thinking:
         probe = [{"role": "user", "content": "?"}]
         if tokenizer.apply_chat_template(probe) == tokenizer.apply_chat_template(probe, enable_thinking=False):
-            raise Qwen3Error(f"--no-thinking: the chat template of {folder} has no switch for thinking: leave it out")
+            raise Qwen3Error(
+                f"--no-thinking: the chat template of {model_name(folder)} has no switch for thinking: leave it out"
+            )
 
 
 def print_statistics(args: argparse.Namespace, llm: LLM) -> None:

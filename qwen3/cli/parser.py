@@ -30,7 +30,10 @@ class Parser(argparse.ArgumentParser):
         return commands
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args(self._checked(sys.argv[1:] if args is None else list(args)), namespace)
+        found, rest = super().parse_known_args(self._checked(sys.argv[1:] if args is None else list(args)), namespace)
+        if rest and not self._command_names:  # said here: argparse would name the help of all commands
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {shown(message)}: see `{self.prog} --help`\n")
@@ -65,8 +68,11 @@ class Parser(argparse.ArgumentParser):
         return words
 
     def _unknown(self, kind: str, word: str, names: list[str], place: str = "") -> NoReturn:
-        close = get_close_matches(word.replace("_", "-"), names, n=1)
-        self.error(f"there is no {kind} {brief(word)}{place}{f', did you mean {close[0]}?' if close else ''}")
+        # Without their dashes, which every option shares.
+        bare = {name.lstrip("-"): name for name in names}
+        close = get_close_matches(word.lstrip("-").replace("_", "-"), bare, n=1, cutoff=0.7)
+        meant = f" (did you mean {bare[close[0]]}?)" if close else ""
+        self.error(f"there is no {kind} {brief(word)}{place}{meant}")
 
 
 def _is_option(word: str) -> bool:

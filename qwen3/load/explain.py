@@ -40,7 +40,7 @@ def access_token(token: str | None) -> str | None:
             token = get_token()
         except (OSError, ValueError) as error:
             raise Qwen3Error(
-                f"{source} cannot be read ({type(error).__name__}): mend {constants.HF_TOKEN_PATH}"
+                f"{source} cannot be read ({type(error).__name__}): correct {constants.HF_TOKEN_PATH}"
             ) from None
     if token is None:
         return None

@@ -80,7 +80,7 @@ def weight_files(folder: Path) -> list[Path]:
         if file.is_file():
             continue
         if is_there(file):
-            raise Qwen3Error(f"{file}: is no file, or a link whose target is missing: download the file again")
+            raise Qwen3Error(f"{file}: is not a file, or a link whose target is missing: download the file again")
         if names == [WEIGHTS] and (what := instead(names_in(folder))):
             raise Qwen3Error(f"{folder}: {what} (only safetensors are read)")
         raise Qwen3Error(f"{file}: no such file: the checkpoint is not complete, download it again")

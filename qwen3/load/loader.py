@@ -144,5 +144,5 @@ def _missing(missing: set[str], model: Qwen3) -> str:
     last = tuple(f"model.layers.{layer}." for layer in range(first, model.config.num_layers))
     if first and missing == {name for name in model.published() if name.startswith(last)}:
         layers = f"num_hidden_layers is {model.config.num_layers} in {source}, the files end before layer {first}"
-        return f"{said}: {layers}: download it again or mend that number"
+        return f"{said}: {layers}: download it again or correct that number"
     return f"{said}: download it again"

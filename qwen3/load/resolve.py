@@ -64,7 +64,7 @@ def resolve(model: str | os.PathLike[str] | None, models_dir: str | os.PathLike[
         return _in_folder(path, text)
     if text and os.path.lexists(path):
         what = f" but {what}" if (what := kind_of(path.name)) else ""
-        raise Qwen3Error(f"{brief_name(text)}: is no folder{what}: give the folder that holds {CONFIG}")
+        raise Qwen3Error(f"{brief_name(text)}: is not a folder{what}: give the folder that holds {CONFIG}")
     name = hub_name(text) if isinstance(model, str) else None
     if name is None:
         near = f"did you mean {close}? else " if (close := _similar(text, models)) else ""
@@ -72,6 +72,11 @@ def resolve(model: str | os.PathLike[str] | None, models_dir: str | os.PathLike[
             f'no such model: {brief_name(text)}: {near}give a folder, a hub id like Qwen/Qwen3-30B-A3B, or "tiny"'
         )
     return _by_id(name, models)
+
+
+def model_name(folder: Path) -> str:
+    """A model's folder as a message shows it; the embedded model by its name."""
+    return "tiny" if folder == TINY else str(folder)
 
 
 def model_text(model: object) -> str:
@@ -212,7 +217,7 @@ def _by_id(name: HubName, models: Path) -> Path:
     if close := _similar(name.id, models):
         state += f"; did you mean {close}?"
     revision = f" --revision {name.revision}" if name.revision else ""
-    raise Qwen3Error(f"no such model: {name.id}: {state}: run `qwen3 download --repo_id {name.id}{revision}`")
+    raise Qwen3Error(f"no such model: {name.id}: {state}: run `qwen3 download {name.id}{revision}`")
 
 
 def _similar(text: str, models: Path) -> str | None:

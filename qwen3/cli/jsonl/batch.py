@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from ...engine.loop import Request
 from ...engine.params import SamplingParams
-from ...errors import brief, shown
+from ...errors import brief, counted, shown
 from ...llm import LLM
-from ...load.resolve import resolve
+from ...load.resolve import model_name, resolve
 from ..model import load_model, print_statistics
 from ..options import PromptOptions
 from .interrupts import Interrupts
@@ -58,7 +58,7 @@ class _Batch:
         if self.output.taken:
             _say(f"{len(self.output.taken)} of {len(self.lines)} answers are there already")
         if self.output.left_out:
-            _say(f"{self.output.left_out} answers to lines that are no longer in {self.source} are left out")
+            _say(f"{counted(self.output.left_out, 'answer')} to lines that are no longer in {self.source}: left out")
         if len(self.output.taken) == len(self.lines):
             self.output.finish(self.interrupts)
             return 0
@@ -82,7 +82,7 @@ class _Batch:
             if model is not None and model not in model_names(llm, self.args.repo_id):
                 others.add(model)
         for model in sorted(others)[:3]:
-            _say(f"lines ask for the model {brief(model)}: {llm.folder} answers them")
+            _say(f"lines ask for the model {brief(model)}: {model_name(llm.folder)} answers them")
         return prepared
 
     def _answer(self, llm: LLM, prepared: list[tuple[int, str, Request]]) -> None:

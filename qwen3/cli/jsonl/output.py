@@ -34,7 +34,7 @@ class File:
             self._journal.close()
             raise Qwen3Error(
                 f"{self._journal.path}: holds {self.left_out} answers, none to a line of this file: give the file that "
-                "it is of, or remove it to begin anew"
+                "it is of, or remove it to start over"
             )
 
     def put(self, i: int, record: str, answered: bool) -> None:

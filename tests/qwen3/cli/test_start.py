@@ -12,14 +12,15 @@ from qwen3.cli.main import COMMANDS, main
 
 # A mistake and a part of what is said of it.
 MISTAKES = [
-    ("genrate", "there is no command 'genrate', did you mean generate?"),
+    ("genrate", "there is no command 'genrate' (did you mean generate?): see `qwen3 --help`"),
     ("xyzzy", "there is no command 'xyzzy': see"),
-    ("generate --promt x", "there is no option '--promt', did you mean --prompt?"),
+    ("generate --promt x", "there is no option '--promt' (did you mean --prompt?): see `qwen3 generate --help`"),
     ("generate --promt=x", "did you mean --prompt?"),
     ("generate x --sistem=two words", "did you mean --system?"),
     ("generate x --tempreature 1", "did you mean --temperature?"),
     ("generate x --no-thinkin=", "--no-thinking"),
     ("generate x -q", "there is no option '-q'"),
+    ("--model tiny", "there is no option '--model' before the command: see"),
     ("chat --top_q 1", "did you mean --top-k?|did you mean --top-p?"),
     ("-m=tiny generate x", "there is no option '-m' before the command"),
     ("--vrbose generate", "did you mean --verbose?"),
@@ -83,7 +84,11 @@ def test_words_that_nothing_takes_are_one_line(capsys, command):
     assert main([command, "a\nb", "c\x1b[2J"]) == 2
     out, err = capsys.readouterr()
     assert (
-        out == "" and err.startswith("error: unrecognized arguments: ") and err.count("\n") == 1 and "c\\x1b[2J" in err
+        out == ""
+        and err.startswith("error: unrecognized arguments: ")
+        and err.count("\n") == 1
+        and "c\\x1b[2J" in err
+        and err.endswith(f"see `qwen3 {command} --help`\n")
     )
 
 
@@ -92,6 +97,8 @@ def test_the_command_alone_and_its_help(capsys):
     helped = capsys.readouterr().out
     assert all(f"    {name} " in helped for name in COMMANDS)
     assert main(["--help"]) == 0 and capsys.readouterr().out == helped
+    assert main(["help"]) == 0 and capsys.readouterr().out == helped
+    assert main(["help", "generate"]) == 0 and "usage: qwen3 generate" in capsys.readouterr().out
     assert main(["-v"]) == 0 and capsys.readouterr().out == helped
 
 

@@ -151,7 +151,7 @@ def stand_ins(path):
 
 def test_what_is_no_plain_file_is_not_read(tmp_path):
     for _ in stand_ins(tmp_path / WEIGHTS):
-        with pytest.raises(Qwen3Error, match=f"{WEIGHTS}: is no file, or a link"):
+        with pytest.raises(Qwen3Error, match=f"{WEIGHTS}: is not a file, or a link"):
             weight_files(tmp_path)
     make(tmp_path, WEIGHTS)
     for _ in stand_ins(tmp_path / INDEX):

@@ -38,7 +38,7 @@ def test_resolve_knows_no_such_model(tmp_path, model):
 
 
 def test_resolve_says_how_to_download(tmp_path):
-    refused(lambda: resolve("Org/Name", tmp_path), "Org/Name", str(tmp_path), "`qwen3 download --repo_id Org/Name`")
+    refused(lambda: resolve("Org/Name", tmp_path), "Org/Name", str(tmp_path), "`qwen3 download Org/Name`")
 
 
 @pytest.mark.parametrize("repo_id", ["", "Name", "a/b/c", "../../Name", "Org/Na me"])
@@ -88,10 +88,10 @@ def test_names_that_no_file_system_takes(model, tmp_path):
 def test_a_file_is_not_a_folder(tmp_path):
     for name in ("x.gguf", "config.json"):
         (tmp_path / name).write_text("{}")
-        message = refused(lambda path=tmp_path / name: resolve(path), name, "is no folder", "give the folder")
+        message = refused(lambda path=tmp_path / name: resolve(path), name, "is not a folder", "give the folder")
         assert ("GGUF" in message) == (name == "x.gguf")
     (tmp_path / "gone").symlink_to("nowhere")
-    refused(lambda: resolve(str(tmp_path / "gone")), "is no folder")
+    refused(lambda: resolve(str(tmp_path / "gone")), "is not a folder")
 
 
 def test_paths_from_the_home_folder(tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_complete_download_is_taken_before_the_cache(cache, tmp_path):
 
 def test_a_snapshot_that_is_not_complete_is_said(cache, tmp_path):
     snapshot = cache_model(cache, "abc123", {"config.json"})
-    refused(lambda: resolve("Org/Name", tmp_path / "models"), str(snapshot), "not complete", "qwen3 download --repo_id")
+    refused(lambda: resolve("Org/Name", tmp_path / "models"), str(snapshot), "not complete", "qwen3 download Org")
     assert resolve(snapshot.parent.parent) == snapshot, "its config.json is enough for qwen3 info"
     (snapshot / "config.json").unlink()
     refused(lambda: resolve(snapshot.parent.parent), "without a complete snapshot")
