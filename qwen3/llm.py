@@ -138,7 +138,7 @@ class LLM:
         return listed
 
     def generate_each(self, prompts: Prompts, params: Params = None) -> Iterator[tuple[int, Completion]]:
-        """The same, each (index, completion) as soon as it is ready; one with finish_reason "error" is not raised."""
+        """Yields (index, completion) as soon as each is ready; finish_reason "error" raises nothing."""
         return self.complete(self._requests(prompts, params))
 
     def complete(self, requests: list[Request]) -> Iterator[tuple[int, Completion]]:
@@ -169,11 +169,11 @@ class LLM:
             self.loop.cancel(handles)
 
     def _ends_alone(self, error: Exception, handle: Handle) -> bool:
-        """Whether an error ended one request and the others go on: a step that did not fit into memory."""
+        """Tells whether an error, such as a step without memory, ended one request while others go on."""
         return isinstance(error, Qwen3Error) and not self.loop.closed and handle.sequence.finish_reason == "error"
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
-        """The pieces of the text as they are made; together they are the text that `generate` gives.
+        """Yields the text piece by piece; together the pieces are the text of `generate`.
 
         Streams that are open at the same time run in one batch. `completion` of a stream is the whole answer, with its
         finish_reason, once it has ended.
@@ -277,7 +277,7 @@ class LLM:
         return Sequence(ids, sampling, frozenset({*ends, *reasons}), longest, params.logprobs, reasons)
 
     def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-        """The token ids of each word, at the beginning of a text and after a space where these are other ones."""
+        """Returns the token ids of each word, at the beginning of a text and, if they differ, after a space."""
         found = []
         for word in words:
             plain = tuple(self.tokenizer.encode(word, add_special_tokens=False))
@@ -288,9 +288,9 @@ class LLM:
         return tuple(found)
 
     def _longest(self, prompt_length: int, params: SamplingParams, name: str) -> int:
-        """The most tokens of prompt and answer together: what the context holds, unless a shorter answer was said.
+        """Returns the most tokens of prompt and answer together: the context, or less on request.
 
-        Where the KV cache is smaller than the context, an answer whose length nobody said ends with it.
+        If the KV cache is smaller than the context, it limits an answer without max_new_tokens.
         """
         new_tokens, defaults = params.max_new_tokens, self.defaults
         if new_tokens is None:

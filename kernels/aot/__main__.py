@@ -1,4 +1,4 @@
-"""Compile every kernel for GPUs that are not here and read the code: `python -m qwen3_kernels.aot [--check]`.
+"""Compile every kernel without a GPU and report on the code: `python -m qwen3_kernels.aot [--check]`.
 
 Each kernel is compiled as the ops launch it at the shapes of real models (shapes.py). `--write` records the numbers in
 table.json. `--check` exits with 1 where a kernel spills, does not fit on a multiprocessor, multiplies 16-bit tiles

@@ -1,4 +1,4 @@
-"""What is said about one answer on stderr, after its text."""
+"""Reports one answer on stderr, after its text."""
 
 import logging
 
@@ -12,7 +12,7 @@ log = logging.getLogger("qwen3")
 
 
 def report(llm: LLM, done: Completion | None, params: SamplingParams) -> None:
-    """Says if an answer was cut, the log-probabilities that were asked for, and with -v the speed.
+    """Prints whether an answer was cut, the requested log-probabilities, and with -v the speed.
 
     done: None is an answer that was broken off.
     """

@@ -26,7 +26,7 @@ def describe(model: str | None, device: str, dtype: str) -> str:
         name = None if model is None else hub_name(model)
         if name is None or Path(model or "").exists():
             raise
-        # Other programs fetch config.json alone, too.
+        # Another program may have cached config.json alone.
         known = cached(name.id, name.revision)
         if known is not None and (known / CONFIG).is_file():
             return _table(known, shown(str(known)), weight_bytes(known), device, dtype)

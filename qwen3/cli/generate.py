@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.prompts_file is None and (args.output is not None or args.resume):
         flag = "--resume" if args.output is None else "--output"
         raise Qwen3Error(f"{flag} goes with --prompts-file: a single answer is printed")
-    # Everything that can be wrong without a model is, before PyTorch is imported.
+    # Checks that need no model run before PyTorch is imported.
     params, options = sampling_params(args), prompt_options(args)
     if args.output in (None, "-"):
         require_stdout()
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
     except BaseException:
         if begun:
-            print(flush=True)  # what is said of the error begins a line
+            print(flush=True)  # the error message begins on a new line
         raise
     print(flush=True)
     report(llm, stream.completion, params)

@@ -12,7 +12,7 @@ from ..measure.memory import gigabytes
 
 
 def lines() -> Iterator[str]:
-    """Yields the lines of a table of models; a star marks the one that answers where none is named."""
+    """Yields the lines of a table of models; a star marks the default."""
     default = resolve(None)
     rows = [("", "MODEL", "SIZE", "FOLDER")]
     for name, folder, state in _models():
@@ -25,7 +25,7 @@ def lines() -> Iterator[str]:
 
 
 def _models() -> Iterator[tuple[str, Path, str]]:
-    """Yields (name, folder, what keeps it from running); of the cache only models that can run."""
+    """Yields (name, folder, why it cannot run); from the cache only models that can run."""
     yield "tiny", TINY, ""
     here = set()
     for folder in local_models(models_folder()):
@@ -38,7 +38,7 @@ def _models() -> Iterator[tuple[str, Path, str]]:
 
 
 def _state(folder: Path) -> str:
-    """What keeps a folder's model from running, in a few words; empty where nothing is seen to."""
+    """Returns why a folder's model cannot run, in a few words; empty if no reason is found."""
     if os.path.lexists(folder / STAGING) or not os.path.lexists(folder / CONFIG):
         return "not complete"
     try:

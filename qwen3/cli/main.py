@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None, then_exits: bool = False) -> int:
             return _failed(str(error))
         except KeyboardInterrupt:
             if then_exits:
-                # Before the model is let go of: its thread ends at its next layer, and must not be torn down before.
+                # Before the model is dropped: the process must not exit before the thread has ended at its next layer.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             print(file=sys.stderr)
             return 130

@@ -1,4 +1,4 @@
-"""The model that a command asks for, and what is said about it on stderr."""
+"""Loads the model of a command, and describes it on stderr."""
 
 import argparse
 import sys
@@ -25,8 +25,7 @@ def size_text(llm: LLM) -> str:
 def load_model(args: argparse.Namespace, chats: bool) -> LLM:
     """Loads the model that the options ask for, and says on stderr which it is and what it runs on.
 
-    chats: only a model with a chat template will do. That is checked before the weights are read, as all else is that
-    needs no weights.
+    chats: require a chat template. It is checked before the weights are read.
     """
     if args.expert_stats:
         check_expert_stats(args.expert_stats)

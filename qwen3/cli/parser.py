@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, rest = super().parse_known_args(self._checked(sys.argv[1:] if args is None else list(args)), namespace)
-        if rest and not self._command_names:  # said here: argparse would name the help of all commands
+        if rest and not self._command_names:  # here, to name this command's help
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found, rest
 
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
-            return self._get_value(action, "--")  # argparse takes it for the mark, and the value for an empty list
+            return self._get_value(action, "--")  # argparse would take -- as its separator and return an empty list
         return super()._get_values(action, arg_strings)
 
     def _checked(self, words: list[str]) -> list[str]:

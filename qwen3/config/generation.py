@@ -99,7 +99,7 @@ def generation_defaults(folder: Path, vocab_size: int = 2**31) -> GenerationDefa
 
 
 def defaults_from(given: dict[str, Any], source: str = FILE, vocab_size: int = 2**31) -> GenerationDefaults:
-    """The same, from the values of the file, which messages call `source`."""
+    """Returns the defaults from the values of the file; messages name it `source`."""
     refuse_unsupported(given, source)
 
     def value(key: str, default: Any, check: Callable, *bounds: Any, **more: Any) -> Any:

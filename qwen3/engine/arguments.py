@@ -1,4 +1,4 @@
-"""Prompts and parameters as callers give them: what they may be, and which belong together."""
+"""Checks the prompts and parameters of a call, and pairs them."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ _NO_LISTS = (bytes, bytearray, memoryview, Mapping, Set, type)
 
 
 def prompt_list(prompts: Any) -> list[Any]:
-    """The prompts of one call, still unchecked: of one text, of the token ids of one prompt, or of a list of such."""
+    """Returns the unchecked prompts of one call: given as one text, the token ids of one prompt, or a list of these."""
     if isinstance(prompts, str):
         return [prompts]
     listed = None if isinstance(prompts, _NO_LISTS) else values.listed(prompts)
@@ -29,7 +29,7 @@ def prompt_list(prompts: Any) -> list[Any]:
 
 
 def params_list(params: Any, count: int) -> list[SamplingParams]:
-    """The parameters of each of `count` prompts, given once for all or in a list."""
+    """Returns checked parameters for each of `count` prompts, given once for all or in a list."""
     listed = params if isinstance(params, (list, tuple)) else [params] * count
     checked = [check_params(item, f"params[{i}]" if listed is params else "params") for i, item in enumerate(listed)]
     if len(listed) != count:
@@ -38,14 +38,14 @@ def params_list(params: Any, count: int) -> list[SamplingParams]:
 
 
 def check_params(params: Any, name: str = "params") -> SamplingParams:
-    """The parameters of one prompt; None says nothing."""
+    """Checks the parameters of one prompt; None leaves every field unset."""
     if params is not None and not isinstance(params, SamplingParams):
         values.refuse(params, name, "SamplingParams, one for all prompts or a list with one for each")
     return params or SamplingParams()
 
 
 def prompt_ids(prompt: Any, name: str, vocab_size: int, longest: int) -> list[int]:
-    """The checked token ids of one prompt, copied."""
+    """Checks and copies the token ids of one prompt."""
     _refuse_tokenized(prompt, name)
     if isinstance(prompt, (*_NO_LISTS, str)):
         values.refuse(prompt, name, "a list of token ids; LLM.generate takes texts, LLM.chat messages")
@@ -53,7 +53,7 @@ def prompt_ids(prompt: Any, name: str, vocab_size: int, longest: int) -> list[in
         length = len(prompt)
     except (TypeError, OverflowError):  # a range of more than 2^63
         values.refuse(prompt, name, "a text or a list of token ids")
-    # Before the ids are looked at: a range may be endless.
+    # Before the ids are read: a range may be huge.
     if length > longest:
         raise Qwen3Error(
             f"{name} has {length} tokens, the context has room for {longest}: shorten it or raise max_model_len"

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("qwen3")
 
-MOST_FAILURES = 10  # turns in a row that break off, after which the thread ends
+MOST_FAILURES = 10  # consecutive failed turns after which the thread ends
 
 _CLOSED = "this LLM was closed before the answer ended"
 
@@ -70,13 +70,13 @@ class Handle:
         return self.sequence.completion("".join(self._text), self.finish_reason, self.stop_string)
 
     def broken_off(self, error: Exception) -> Completion:
-        """What there is of an answer that ended with an error in place of a delta."""
+        """Returns the part of an answer that was made before it ended with an error instead of a delta."""
         self.finish_reason = "error"
         return replace(self.completion(), error=str(error))
 
 
 class _Message(NamedTuple):
-    """What the engine's thread runs between two steps, and what it calls if that breaks off."""
+    """A call that the engine's thread runs between two steps, and another for when the first fails."""
 
     run: Callable[[], object]
     fail: Callable[[Exception], object]
@@ -94,7 +94,7 @@ class EngineLoop:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: SimpleQueue[_Message | None] = SimpleQueue()
-        self._message: _Message | None = None  # the one that is being handled
+        self._message: _Message | None = None  # the message that is being handled
         self._handles: dict[Sequence, Handle] = {}
         # Held for an instant, never during a step. Reentrant: garbage collection may close a stream while it is held.
         self._sending = threading.RLock()
@@ -190,7 +190,7 @@ class EngineLoop:
         return True
 
     def _break_off(self, reason: Exception) -> None:
-        """Makes the engine's books anew after an error or interrupt at any line, and tells everybody who waits."""
+        """Rebuilds the engine's state after an error or interrupt at any line, and ends the waiting requests."""
         self._engine.abandon()
         message, self._message = self._message, None
         if message is not None:
@@ -205,7 +205,7 @@ class EngineLoop:
             if idle and self._inbox.empty():
                 release_threads()
             try:
-                # Never in a local variable alone, with which an error would lose it.
+                # Not only in a local variable: an error would lose it.
                 self._message = self._inbox.get(block=idle)
             except Empty:
                 return True
@@ -256,5 +256,5 @@ class EngineLoop:
         try:
             handle.deliver(item)
         except RuntimeError:
-            # The event loop of the reader is closed: nobody waits for this answer any more.
+            # The reader's event loop is closed, so the answer has no reader.
             self._drop([handle])

@@ -1,4 +1,4 @@
-"""Says what a folder or a repository holds where a model is missing, from the names of its files."""
+"""Describes by its file names what a folder or a repository holds instead of a model."""
 
 import os
 from fnmatch import fnmatch

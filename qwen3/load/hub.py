@@ -91,7 +91,7 @@ def fetch_description(
 
 
 def _hub_name(repo_id: str, revision: str | None) -> HubName:
-    """The model and revision that a caller names, whichever way."""
+    """Returns the model and revision of an id or an address."""
     text = model_text(repo_id)
     name = hub_name(text)
     if name is None:

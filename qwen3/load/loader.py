@@ -85,7 +85,7 @@ def _places(model: Qwen3, headers: dict[Path, dict[str, Header]], folder: Path) 
             destination, covers = destinations[name]
             if found[given].shape != destination.shape:
                 got, want = list(found[given].shape), list(destination.shape)
-                # Tokens were added without a word in config.json, or rows were padded.
+                # Tokens were added without a change of config.json, or rows were padded.
                 rows = name in (EMBEDDING, HEAD) and got[1:] == want[1:]
                 advice = f": set vocab_size to {got[0]} there if the tokenizer belongs to the file" if rows else ""
                 raise Qwen3Error(f"{where} has shape {got}, {model.config.source} says {want}{advice}")
@@ -117,7 +117,7 @@ def _fill(destination: Tensor, tensor: Tensor, where: str) -> bool:
 
 
 def _unexpected(name: str, model: Qwen3) -> str:
-    """What to say of a tensor that the model has no place for."""
+    """Returns the message for a tensor that the model does not have."""
     config = model.config
     parts = name.split(".")
     if parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal() and len(parts[2]) < 9:
@@ -131,7 +131,7 @@ def _unexpected(name: str, model: Qwen3) -> str:
 
 
 def _missing(missing: set[str], model: Qwen3) -> str:
-    """What to say of tensors that no file holds."""
+    """Returns the message for tensors that no file holds."""
     source, more = model.config.source, f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     said = f"tensor {min(missing)!r}{more} missing from the checkpoint"
     if missing == {HEAD}:

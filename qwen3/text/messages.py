@@ -33,7 +33,7 @@ def _message(message: Any, name: str, template_strings: Container[str]) -> dict:
     if callable(getattr(message, "model_dump", None)):  # as OpenAI's client returns them
         try:
             message = message.model_dump()
-        except Exception as error:  # any object has come here
+        except Exception as error:  # the value may be any object
             raise Qwen3Error(f"{name} cannot be read as a message: {one_line(error)}") from None
     if not isinstance(message, dict):
         raise Qwen3Error(f"{name} is a {type(message).__name__}, a dict with role and content is needed")
@@ -102,7 +102,7 @@ def _tool_call(call: Any, name: str) -> dict:
         except (ValueError, RecursionError):
             parsed = None
         arguments = parsed if isinstance(parsed, dict) else arguments
-    elif not arguments:  # how clients say that there are none
+    elif not arguments:  # clients send this for none
         arguments = {}
     if not isinstance(arguments, dict | str):
         raise Qwen3Error(f"{name} has the arguments {brief(arguments)}: they must be an object or its JSON text")

@@ -1,4 +1,4 @@
-"""Chat templates: render a conversation in the format that the model was trained on; what would get lost is refused."""
+"""Chat templates: render a conversation as the model was trained on it, and refuse what the template would drop."""
 
 import json
 import re
@@ -26,13 +26,13 @@ _OPTIONS: dict[str, tuple] = {
     "truncation": (False,),
 }
 _TAIL = "end"
-# How many times what one rendering may cost is spent on looking for what is lost.
+# The search for lost text may cost this many renderings.
 _CHECKS = 5
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """What one rendering is made of."""
+    """The input of one rendering."""
 
     messages: list[dict]
     tools: list[dict] | None

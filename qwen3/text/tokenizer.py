@@ -124,7 +124,7 @@ class Tokenizer:
             text: any valid Unicode.
             add_special_tokens: False leaves out the tokens that tokenizer.json's post-processor adds; a rendered chat
                 template already contains them.
-            sanitize_control_tokens: the name of a control token stays text: for text from somebody else.
+            sanitize_control_tokens: the name of a control token stays text; for text from others.
         """
         if not isinstance(text, str):
             raise Qwen3Error(f"text is a {type(text).__name__}, a string is needed")

@@ -104,7 +104,7 @@ class _Batch:
 
 @contextmanager
 def _breaking_off(output: File | Stream, interrupts: Interrupts) -> Iterator[None]:
-    """Says where the answers are when a batch does not come to its end."""
+    """Reports where the answers are if a batch breaks off."""
     try:
         yield
     except BaseException as error:

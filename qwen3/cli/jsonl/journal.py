@@ -14,7 +14,7 @@ from .lines import Line, to_json
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs with one output are not told apart there
+except ImportError:  # Windows: two runs with one output are not detected there
     fcntl = None  # type: ignore[assignment]
 
 _ENTRY = re.compile(rb'\{"line": (\d{1,18}), "digest": "([0-9a-f]{32})", (.+\})')
