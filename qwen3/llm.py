@@ -4,7 +4,6 @@ import logging
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,7 +24,7 @@ from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
 from .engine.streams import AsyncStream, Stream
-from .errors import Qwen3Error, brief
+from .errors import Qwen3Error, brief, closest
 from .load.resolve import resolve
 from .measure.expert_load import ExpertLoad
 from .measure.stats import Stats
@@ -78,9 +77,9 @@ class LLM:
         expert_stats = values.flag(expert_stats, "expert_stats")
         unknown = options.keys() - EngineConfig.__dataclass_fields__.keys()
         if unknown:
-            near = get_close_matches(min(unknown), EngineConfig.__dataclass_fields__, 1, cutoff=0.75)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise Qwen3Error(f"LLM has no option {min(unknown)!r}: {meant}See the fields of qwen3.EngineConfig")
+            near = closest(min(unknown), EngineConfig.__dataclass_fields__)
+            meant = f" (did you mean {near}?)" if near else ""
+            raise Qwen3Error(f"LLM has no option {brief(min(unknown))}{meant}: see the fields of qwen3.EngineConfig")
         self.engine_config = replace(engine_config or EngineConfig(), **options)
         self.folder = resolve(model)
         self.config = model_config(self.folder)

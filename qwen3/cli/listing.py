@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..config.hf import model_config
 from ..errors import Qwen3Error, shown
-from ..load.contents import CONFIG, names_in
+from ..load.contents import CONFIG
+from ..load.index import weight_bytes
 from ..load.resolve import STAGING, TINY, cached_models, is_complete, local_models, models_folder, resolve
 from ..measure.memory import gigabytes
 
@@ -16,7 +17,7 @@ def lines() -> Iterator[str]:
     default = resolve(None)
     rows = [("", "MODEL", "SIZE", "FOLDER")]
     for name, folder, state in _models():
-        size = state or gigabytes(_weights_size(folder))
+        size = state or gigabytes(weight_bytes(folder) or 0)
         rows.append(("*" if folder == default else "", name, size, shown(str(folder))))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
@@ -46,8 +47,3 @@ def _state(folder: Path) -> str:
     except Qwen3Error:
         return "not supported"
     return "" if is_complete(folder) else "not complete"
-
-
-def _weights_size(folder: Path) -> int:
-    names = [name for name in names_in(folder) if name.endswith(".safetensors")]
-    return sum(os.path.getsize(folder / name) for name in names if os.path.isfile(folder / name))

@@ -4,10 +4,9 @@ import argparse
 import re
 import sys
 from collections.abc import Collection
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from ..errors import brief, shown
+from ..errors import brief, closest, shown
 
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
@@ -70,8 +69,8 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, kind: str, word: str, names: list[str], place: str = "") -> NoReturn:
         # Without their dashes, which every option shares.
         bare = {name.lstrip("-"): name for name in names}
-        close = get_close_matches(word.lstrip("-").replace("_", "-"), bare, n=1, cutoff=0.7)
-        meant = f" (did you mean {bare[close[0]]}?)" if close else ""
+        close = closest(word.lstrip("-").replace("_", "-"), bare)
+        meant = f" (did you mean {bare[close]}?)" if close else ""
         self.error(f"there is no {kind} {brief(word)}{place}{meant}")
 
 

@@ -142,7 +142,8 @@ def guarded() -> Iterator[Output]:
 
 def say(text: str) -> None:
     """Prints one line to stderr, whatever is in it."""
-    print(shown(text, 100_000), file=sys.stderr)
+    if sys.stderr is not None:
+        print(shown(text, 100_000), file=sys.stderr)
 
 
 def require_stdout() -> None:

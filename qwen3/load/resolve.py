@@ -3,7 +3,6 @@
 import os
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..config.files import read_text
-from ..errors import Qwen3Error, brief
+from ..errors import Qwen3Error, brief, closest
 from .contents import CONFIG, TOKENIZER, kind_of, refuse_what_is_no_model
 from .index import weight_names
 
@@ -226,7 +225,7 @@ def _similar(text: str, models: Path) -> str | None:
     for name in here:
         if name.lower().endswith(f"/{text.lower()}"):
             return name
-    return next(iter(get_close_matches(text[:100], here, n=1, cutoff=0.8)), None)
+    return closest(text, here, cutoff=0.8)
 
 
 def local_models(models: Path) -> list[Path]:

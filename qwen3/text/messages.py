@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Container
-from difflib import get_close_matches
 from typing import Any
 
-from ..errors import Qwen3Error, brief, one_line
+from ..errors import Qwen3Error, brief, closest, one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 # Keys under which clients send the reasoning of a message; templates read the first.
@@ -64,8 +63,8 @@ def _role(role: Any, name: str, template_strings: Container[str]) -> str:
         return role
     if role == "developer":
         return "system"
-    close = get_close_matches(role, ROLES, 1)
-    advice = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(ROLES)}"
+    close = closest(role, ROLES)
+    advice = f"did you mean {close!r}?" if close else f"use one of {', '.join(ROLES)}"
     raise Qwen3Error(f"{name} has the role {brief(role)}, which the chat template does not know: {advice}")
 
 

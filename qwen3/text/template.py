@@ -5,11 +5,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from difflib import get_close_matches
 from typing import Any
 
 from ..config.values import flag
-from ..errors import Qwen3Error, brief, one_line
+from ..errors import Qwen3Error, brief, closest, one_line
 from .messages import REASONING_KEYS, SILENT_KEYS, map_text, normalize, plain, tool_schemas
 from .sandbox import Compiled, Sandbox
 
@@ -166,8 +165,8 @@ class ChatTemplate:
                 )
             else:
                 known = sorted(read - {"messages", "tools", "add_generation_prompt"} - self._named_tokens.keys())
-                close = get_close_matches(name, known, 1)
-                advice = f"did you mean {close[0]!r}?" if close else f"it reads {', '.join(known) or 'none'}"
+                close = closest(name, known)
+                advice = f"did you mean {close!r}?" if close else f"it reads {', '.join(known) or 'none'}"
                 raise Qwen3Error(f"{self._source}: the chat template has no variable {brief(name)}: {advice}")
 
 

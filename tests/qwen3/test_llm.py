@@ -217,9 +217,9 @@ def test_the_callers_list_of_ids_stays_as_it_is(llm):
 
 
 def test_an_unknown_option_is_refused_by_name(small):
-    with pytest.raises(Qwen3Error, match=r"no option 'gpu_memory_utilization': did you mean memory_utilization\?"):
+    with pytest.raises(Qwen3Error, match=r"no option 'gpu_memory_utilization' \(did you mean memory_utilization\?\)"):
         LLM(small, gpu_memory_utilization=0.5)
-    with pytest.raises(Qwen3Error, match="no option 'quantization': See"):
+    with pytest.raises(Qwen3Error, match="no option 'quantization': see"):
         LLM(small, quantization="awq")
 
 

@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from ...engine.loop import Request
 from ...engine.params import SamplingParams
-from ...errors import brief, counted, shown
+from ...errors import brief, counted
 from ...llm import LLM
 from ...load.resolve import model_name, resolve
 from ..model import load_model, print_statistics
 from ..options import PromptOptions
+from ..streams import say
 from .interrupts import Interrupts
 from .lines import Line, joined, read_lines
 from .output import File, Stream, open_output
@@ -56,9 +57,9 @@ class _Batch:
 
     def run(self) -> int:
         if self.output.taken:
-            _say(f"{len(self.output.taken)} of {len(self.lines)} answers are there already")
+            say(f"{len(self.output.taken)} of {len(self.lines)} answers are there already")
         if self.output.left_out:
-            _say(f"{counted(self.output.left_out, 'answer')} to lines that are no longer in {self.source}: left out")
+            say(f"{counted(self.output.left_out, 'answer')} to lines that are no longer in {self.source}: left out")
         if len(self.output.taken) == len(self.lines):
             self.output.finish(self.interrupts)
             return 0
@@ -82,7 +83,7 @@ class _Batch:
             if model is not None and model not in model_names(llm, self.args.repo_id):
                 others.add(model)
         for model in sorted(others)[:3]:
-            _say(f"lines ask for the model {brief(model)}: {model_name(llm.folder)} answers them")
+            say(f"lines ask for the model {brief(model)}: {model_name(llm.folder)} answers them")
         return prepared
 
     def _answer(self, llm: LLM, prepared: list[tuple[int, str, Request]]) -> None:
@@ -96,7 +97,7 @@ class _Batch:
         error = values.get("error")
         if error is not None:
             self.failed += 1
-            _say(f"error: {self.source} line {self.lines[i].number}: {error}")
+            say(f"error: {self.source} line {self.lines[i].number}: {error}")
         record = joined(kept, values)
         with self.interrupts.held():
             self.output.put(i, record, answered=error is None)
@@ -111,10 +112,5 @@ def _breaking_off(output: File | Stream, interrupts: Interrupts) -> Iterator[Non
         said = output.break_off(interrupts)
         # Programs end silently where their reader has gone.
         if said and not isinstance(error, BrokenPipeError):
-            _say(said)
+            say(said)
         raise
-
-
-def _say(text: str) -> None:
-    if sys.stderr is not None:
-        print(shown(text), file=sys.stderr)

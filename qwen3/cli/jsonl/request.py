@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 from ...config.values import flag, refuse, text, token_ids
 from ...engine.loop import Request
 from ...engine.params import SamplingParams
 from ...engine.request import Completion
-from ...errors import Qwen3Error, brief, one_line
+from ...errors import Qwen3Error, brief, closest, one_line
 from ...llm import LLM
 from ..options import PromptOptions, prompt_ids
 from .lines import parse, to_json
@@ -82,8 +81,8 @@ def _without_envelope(values: dict[str, Any]) -> dict[str, Any]:
 
 def _request(llm: LLM, values: dict[str, Any], params: SamplingParams, options: PromptOptions) -> Request:
     if unknown := values.keys() - _KNOWN:
-        near = get_close_matches(min(unknown)[:40], _KNOWN, n=1)
-        raise Qwen3Error(f"unknown field {brief(min(unknown))}" + "".join(f": did you mean {name!r}?" for name in near))
+        near = closest(min(unknown), _KNOWN)
+        raise Qwen3Error(f"unknown field {brief(min(unknown))}{f': did you mean {near!r}?' if near else ''}")
     for key, value in values.items():
         if key in _NULL_ONLY:
             raise Qwen3Error(f'"{key}" is not supported: leave it out')
