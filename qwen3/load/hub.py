@@ -95,7 +95,9 @@ def _hub_name(repo_id: str, revision: str | None) -> HubName:
     text = model_text(repo_id)
     name = hub_name(text)
     if name is None:
-        raise Qwen3Error(f"no such model: {brief(text, 200)}: a model on the hub is named Organisation/Name")
+        raise Qwen3Error(
+            f"no such model: {brief(text, 200)}: a model on the hub is named Organisation/Name, such as Qwen/Qwen3-0.6B"
+        )
     if revision is None:
         return name
     if not isinstance(revision, str) or not revision.strip() or not revision.isprintable():

@@ -212,7 +212,7 @@ def _by_id(name: HubName, models: Path) -> Path:
     elif downloaded and os.path.lexists(folder):
         state = "its download is not complete"
     else:
-        state = f"it is not in {models}, nor complete in the Hugging Face cache {hub_cache()}"
+        state = f"it is not in the folder {models}, nor complete in the Hugging Face cache {hub_cache()}"
     if close := _similar(name.id, models):
         state += f"; did you mean {close}?"
     revision = f" --revision {name.revision}" if name.revision else ""

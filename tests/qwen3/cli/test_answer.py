@@ -1,4 +1,4 @@
-"""What is said about an answer after its text: that it was cut and by what, log-probabilities, speed."""
+"""The report after an answer's text: what cut it, log-probabilities, speed."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What is said without a model: help, version, and mistakes in the words of a command. None of it imports PyTorch."""
+"""Help, version and mistakes in a command's words need no model, and import no PyTorch."""
 
 import importlib
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from qwen3.cli.main import COMMANDS, main
 
-# A mistake and a part of what is said of it.
+# A mistake and a part of its message.
 MISTAKES = [
     ("genrate", "there is no command 'genrate' (did you mean generate?): see `qwen3 --help`"),
     ("xyzzy", "there is no command 'xyzzy': see"),

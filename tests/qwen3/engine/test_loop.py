@@ -1,4 +1,4 @@
-"""The engine's thread: nobody who submits or cancels waits for a step, and nobody waits for ever."""
+"""The engine's thread: submitting and cancelling wait for no step, and no caller waits forever."""
 
 import asyncio
 import gc

@@ -136,7 +136,7 @@ def test_an_index_is_read_before_shards_that_it_does_not_name(index):
 
 
 def stand_ins(path):
-    """Puts what is no plain file in a file's place, one after the other."""
+    """Puts a folder, a pipe, a device or a broken link in a file's place, one after the other."""
     for put in (
         lambda: path.symlink_to("nowhere"),
         lambda: path.symlink_to(path),
