@@ -78,7 +78,7 @@ def test_logits_of_the_whole_are_those_of_the_parts(llm, small):
 
 @torch.inference_mode()
 def test_the_last_layer_computes_the_logit_rows_alone(llm):
-    """Two prefills beside a decode: rows that are not requested change nothing, in none of the layers' caches either."""
+    """Two prefills beside a decode: rows that are not requested change nothing, in the caches of the layers either."""
     generator, work = torch.Generator().manual_seed(1), []
     for i, (length, computed, samples) in enumerate([(20, 19, True), (30, 0, False), (5, 2, True)]):
         ids = torch.randint(320, (length,), generator=generator).tolist()
