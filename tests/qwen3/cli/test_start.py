@@ -4,11 +4,13 @@ import importlib
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from qwen3.cli.main import COMMANDS, main
+from qwen3.config.engine import EngineConfig
 
 # A mistake and a part of its message.
 MISTAKES = [
@@ -100,6 +102,19 @@ def test_the_command_alone_and_its_help(capsys):
     assert main(["help"]) == 0 and capsys.readouterr().out == helped
     assert main(["help", "generate"]) == 0 and "usage: qwen3 generate" in capsys.readouterr().out
     assert main(["-v"]) == 0 and capsys.readouterr().out == helped
+
+
+def test_help_says_what_a_command_does_and_every_default(capsys):
+    for command, said in COMMANDS.items():
+        assert main(["help", command]) == 0
+        helped = " ".join(capsys.readouterr().out.split())
+        assert said in helped.replace(f"{said[0].upper()}{said[1:]}.", said), command
+        if command in ("generate", "chat"):
+            for field in fields(EngineConfig):
+                number = type(field.default) in (int, float) and "help" in field.metadata
+                assert not number or f"{field.metadata['help']} (default: {field.default})" in helped, field.name
+        if command == "bench":
+            assert all(f"(default: {value})" in helped for value in ("1,8", "128,1024", 32, 3))
 
 
 def test_options_may_be_spelled_as_the_fields(capsys):

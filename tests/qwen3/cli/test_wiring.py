@@ -300,6 +300,13 @@ def test_chat_renders_the_whole_conversation(run, streamed, talker, monkeypatch)
     assert prompts("a\n/exit\nb\n") == ["[user]a[assistant]"]
 
 
+def test_chat_names_a_command_that_is_not_there(run, streamed, talker, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/foo bar\n/help\n"))
+    code, _, err = run("chat", "-m", talker)
+    assert code == 0 and streamed == [] and err.count("/reset forgets") == 3
+    assert "there is no command /foo: /reset forgets" in err and err.count("there is no") == 1
+
+
 def test_bench_options_arrive(run, loaded, talker, monkeypatch):
     def options(*words):
         loaded.clear()
