@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from ..config.values import flag
 from ..errors import Qwen3Error, brief, one_line
 from .messages import REASONING_KEYS, SILENT_KEYS, map_text, normalize, plain, tool_schemas
 from .sandbox import Compiled, Sandbox
+from .spelling import spelled
 
 # Options of transformers' apply_chat_template that are no variables, each with the values that ask for what is done.
 _OPTIONS: dict[str, tuple] = {
@@ -97,7 +99,12 @@ class ChatTemplate:
         run, marker = _Runs(self._sandbox, template, self._named_tokens), _marker(prompt)
         try:
             prompt = replace(prompt, messages=_join_parts(run, prompt, marker, joined=protect is not None))
-            text = run(prompt)
+            messages, text = spelled(
+                lambda messages: run(replace(prompt, messages=messages)),
+                prompt.messages,
+                partial(normalize, messages, template.strings, argument_texts=True),
+            )
+            prompt = replace(prompt, messages=messages)
         except Exception as error:  # a template is a program: it can raise anything
             raise self._refusal(error) from None
         _require_shown(run, prompt, text, marker)
@@ -272,10 +279,14 @@ def _parts(message: dict) -> list[str]:
 def _changed(message: dict, name: str, mark: str) -> dict:
     """The new value of a key of a message: the same as before with a marker in it."""
     if name == "tool_calls":
-        return {name: [_with(call, name=mark, arguments={mark: mark}) for call in message[name]]}
+        return {name: [_with(call, name=mark, arguments=_marked_arguments(call, mark)) for call in message[name]]}
     if name == "content" and isinstance(message[name], list):
         return {name: [{"type": "text", "text": mark}]}
     return {name: mark}
+
+
+def _marked_arguments(call: dict, mark: str) -> Any:
+    return {mark: mark} if isinstance(call.get("function", call)["arguments"], dict) else mark
 
 
 def _with(call: dict, **changes: Any) -> dict:
