@@ -116,7 +116,8 @@ def defaults_from(given: dict[str, Any], source: str = FILE, vocab_size: int = 2
     return GenerationDefaults(
         temperature=(1.0 if temperature is None else temperature) if sampled else 0.0,
         top_k=max(value("top_k", 50 if given.get("do_sample") else 0, values.whole, -1), 0),
-        top_p=value("top_p", 1.0, values.number, 0, 1, above=True),
+        # Where transformers takes 0, it keeps the most likely token.
+        top_p=max(value("top_p", 1.0, values.number, 0, 1), 1e-6),
         min_p=value("min_p", 0.0, values.number, 0, 1),
         repetition_penalty=value("repetition_penalty", 1.0, values.number, 0, 100, above=True),
         presence_penalty=value("presence_penalty", 0.0, values.number, -100, 100),
@@ -135,7 +136,8 @@ def defaults_from(given: dict[str, Any], source: str = FILE, vocab_size: int = 2
 def refuse_unsupported(given: dict[str, Any], source: str) -> None:
     """Raises Qwen3Error for a key that would change the answer and is not supported."""
     for key, value in given.items():
-        if value is None or key in USED or key in NO_EFFECT:
+        # A name with an underscore before it is of the tool that wrote the file.
+        if value is None or key in USED or key in NO_EFFECT or key.startswith("_"):
             continue
         allowed = ONLY.get(key, _OFF)
         if not any(same(value, v) for v in allowed):
