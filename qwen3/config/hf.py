@@ -162,8 +162,8 @@ def _rope(reader: "_Reader", max_positions: int) -> tuple[float, Yarn | None]:
     thetas = [values.number(theta, name, 1, 1e36, above=True) for theta, name in said if theta is not None]
     if not thetas:
         raise Qwen3Error(
-            f"{reader.source}: no rope_theta: it differs within this family, so there is no default: add that of the "
-            "original model (1000000 in Qwen3 of 2025-04, 5000000 or 10000000 in its successors)"
+            f"{reader.source}: no rope_theta: it differs within this family, so there is no default: add the original "
+            "model's (1000000 in most of Qwen3, 5000000 or 10000000 in the models of July 2025)"
         )
     rope_type = rope.take("rope_type", values.text, default=rope.take("type", values.text, default="default"))
     if rope_type not in facts.ROPE_USED:

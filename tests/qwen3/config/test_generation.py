@@ -112,7 +112,8 @@ def test_bounds():
         for beyond in (-1e-9, high * 1.001):
             with pytest.raises(Qwen3Error, match=key):
                 defaults_from({key: beyond})
-    for key in ("top_p", "repetition_penalty", "max_new_tokens", "max_length"):
+    assert 0 < defaults_from({"top_p": 0}).top_p < 1e-5, "the most likely token, as in transformers"
+    for key in ("repetition_penalty", "max_new_tokens", "max_length"):
         with pytest.raises(Qwen3Error, match=key):
             defaults_from({key: 0})
     for key in ("bad_words_ids", "suppress_tokens", "sequence_bias"):
