@@ -268,7 +268,8 @@ def _guarded(call: Callable[[], Result], what: str, advice: str) -> Result:
 def _add_tokens(backend: tokenizers.Tokenizer, files: TokenizerFiles, source: str) -> None:
     """Adds the tokens of tokenizer_config.json that tokenizer.json lacks or describes in another way.
 
-    A named token that is in neither has no id: templates get its text.
+    Of added_tokens.json only those that tokenizer.json lacks. A named token that is in no file has no id: templates get
+    its text.
     """
     for number, token in sorted(files.added.items()):
         if backend.get_added_tokens_decoder().get(number) != token:
@@ -281,6 +282,11 @@ def _add_tokens(backend: tokenizers.Tokenizer, files: TokenizerFiles, source: st
                 )
             if known is not None:
                 backend.add_tokens([token])
+    for name, number in sorted(files.older.items(), key=lambda entry: entry[1]):
+        if backend.token_to_id(name) is None:
+            backend.add_tokens([tokenizers.AddedToken(name, normalized=False)])
+            if backend.token_to_id(name) != number:
+                raise Qwen3Error(f"{source}: {brief(name)} cannot have the id {number} of added_tokens.json")
     names = {token.content for token in backend.get_added_tokens_decoder().values()}
     for name in dict.fromkeys(files.special):
         if name not in names and backend.token_to_id(name) is not None:
