@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
@@ -122,15 +122,20 @@ class ChatTemplate:
         """All templates, one after the other."""
         return "\n".join(self.templates.values())
 
-    def after_answer(self) -> str:
-        """Returns what the template writes after an answer, an empty text where that cannot be seen."""
-        prompt = _Prompt([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], None, {}, False)
-        marker = _marker(prompt)
-        prompt.messages[-1]["content"] = marker
-        try:
-            return self.render(prompt.messages, None, {}, add_generation_prompt=False).partition(marker)[2]
-        except Qwen3Error:
-            return ""
+    def after_answers(self) -> Iterator[str]:
+        """What the template writes after an answer, in conversations of more than one kind.
+
+        Some templates end the last answer otherwise than others, or insist on a system text or on another last role.
+        """
+        system, user = {"role": "system", "content": "a"}, {"role": "user", "content": "a"}
+        for before, then in (([user], []), ([user], [user]), ([system, user], []), ([system, user], [user])):
+            marker = _marker(_Prompt([*before, *then], None, {}, False))
+            answer = {"role": "assistant", "content": marker}
+            try:
+                text = self.render([*before, answer, *then], None, {}, add_generation_prompt=False)
+            except Qwen3Error:
+                continue
+            yield text.partition(marker)[2]
 
     def _name(self, tools: Any) -> str:
         name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"

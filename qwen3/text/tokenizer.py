@@ -99,9 +99,10 @@ class Tokenizer:
 
     @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer in a chat: eos_token, and the special token that the template writes there."""
-        after = self._template.after_answer().lstrip() if self.has_chat_template else ""
-        closing = [i for i in self.encode(after, add_special_tokens=False)[:1] if i in self._special]
+        """The tokens that end an answer in a chat: eos_token, and the added token that the template writes there."""
+        afters = self._template.after_answers() if self.has_chat_template else ()
+        firsts = (self.encode(after.lstrip(), add_special_tokens=False)[:1] for after in afters)
+        closing = next((first for first in firsts if first and first[0] in self._added), [])
         eos = [] if self.eos_token_id is None else [self.eos_token_id]
         return tuple(dict.fromkeys(eos + closing))
 

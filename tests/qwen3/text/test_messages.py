@@ -438,9 +438,15 @@ def test_any_value_in_any_place_is_rendered_or_refused_in_one_line(data):
 
 
 def test_what_the_template_writes_after_an_answer():
-    def after(template: str) -> str:
-        return ChatTemplate({"default": template}, {}, "m").after_answer()
+    def after(template: str) -> list[str]:
+        return list(ChatTemplate({"default": template}, {}, "m").after_answers())
 
-    assert after(QWEN3) == "<|im_end|>\n" and after("{{ messages[0].content }}") == after("{% if %}") == ""
+    assert after(QWEN3)[0] == "<|im_end|>\n" and after(QWEN3)[1].startswith("<|im_end|>\n<|im_start|>user")
+    assert after("{{ messages[0].content }}") == after("{% if %}") == []
+    turns = "{% for m in messages %}{{ m.content }}{{ '!' if not loop.last }}{% endfor %}"
+    assert after(turns) == ["", "!a", "", "!a"]
+    last = "{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+    first = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
+    assert after(last + turns) == ["!a", "!a"] and after(first + turns) == ["", "!a"]
     with pytest.raises(Qwen3Error):
         render([HI], "{% if %}")
