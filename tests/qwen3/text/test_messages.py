@@ -75,6 +75,11 @@ def test_no_content_beside_calls_is_never_printed_as_none():
     assert render([*called({"a": 1}), {"role": "tool", "content": None}]) == "<user>Hi<assistant>[f a=1]<tool>"
 
 
+def test_an_answer_of_reasoning_alone_can_be_continued():
+    messages = [HI, {"role": "assistant", "content": None, "reasoning": "hm"}]
+    assert render(messages, CALLS + "{% endfor %}{% endfor %}", continue_final_message=True) == "|Hi|"
+
+
 def test_lost_calls_are_seen_in_either_spelling():
     for arguments in ('{"a": 1}', {"a": 1}):
         lost = [
