@@ -234,6 +234,8 @@ class LLM:
     def prepare(self, prompt: Prompt, params: SamplingParams | None = None, name: str = "the prompt") -> Request:
         """Checks a prompt and its parameters; raises Qwen3Error, which calls the prompt by `name`."""
         wanted = check_params(params)
+        if self.defaults.stop and not wanted.stop and not self.random_weights:
+            wanted = replace(wanted, stop=self.defaults.stop)
         if self.random_weights and (wanted.stop or wanted.bad_words):
             raise Qwen3Error(f"{name}: stop strings need text, and random weights give none: use stop_token_ids")
         if isinstance(prompt, str):

@@ -88,6 +88,8 @@ def _places(model: Qwen3, headers: dict[Path, dict[str, Header]], folder: Path) 
                 # Tokens were added without a change of config.json, or rows were padded.
                 rows = name in (EMBEDDING, HEAD) and got[1:] == want[1:]
                 advice = f": set vocab_size to {got[0]} there if the tokenizer belongs to the file" if rows else ""
+                if 0 in got:
+                    advice = ": it is empty, as DeepSpeed's ZeRO-3 saves what it has not gathered: run zero_to_fp32.py"
                 raise Qwen3Error(f"{where} has shape {got}, {model.config.source} says {want}{advice}")
             if tied and published[given] == HEAD:
                 places[given] = None

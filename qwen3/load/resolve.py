@@ -58,13 +58,15 @@ def resolve(model: str | os.PathLike[str] | None, models_dir: str | os.PathLike[
     text = model_text(model)
     if text == "tiny" and isinstance(model, str):
         return TINY
-    path = Path(os.path.expanduser(text))
+    path = Path(os.path.expanduser(unquote(urlsplit(text).path) if text.startswith("file:///") else text))
     if text and os.path.isdir(path):
-        return _in_folder(path, text)
+        # A folder without a model that happens to have the name of one, as an unfinished clone leaves it.
+        found = None if os.path.lexists(path / CONFIG) or path.is_absolute() else _complete(hub_name(text), models)
+        return found or _in_folder(path, text)
     if text and os.path.lexists(path):
         what = f" but {what}" if (what := kind_of(path.name)) else ""
         raise Qwen3Error(f"{brief_name(text)}: is not a folder{what}: give the folder that holds {CONFIG}")
-    name = hub_name(text) if isinstance(model, str) else None
+    name = hub_name(text)
     if name is None:
         near = f"did you mean {close}? else " if (close := _similar(text, models)) else ""
         raise Qwen3Error(
@@ -197,16 +199,23 @@ def _in_folder(path: Path, text: str) -> Path:
     return path
 
 
-def _by_id(name: HubName, models: Path) -> Path:
-    """The folder of a hub id: a complete one in `models`, else a complete snapshot in the cache."""
-    folder = models / name.id
+def _complete(name: HubName | None, models: Path) -> Path | None:
+    """The folder of a hub id: a complete one in `models`, else a complete snapshot in the cache, else None."""
+    if name is None:
+        return None
     # A download keeps no name of its revision: an address with one is looked up in the cache alone.
-    downloaded = name.revision in (None, constants.DEFAULT_REVISION)
-    if downloaded and is_complete(folder):
-        return folder
+    if name.revision in (None, constants.DEFAULT_REVISION) and is_complete(models / name.id):
+        return models / name.id
     found = cached(name.id, name.revision)
-    if found is not None and is_complete(found):
-        return found
+    return found if found is not None and is_complete(found) else None
+
+
+def _by_id(name: HubName, models: Path) -> Path:
+    """The folder of a hub id; raises Qwen3Error, which says where it looked, where none is complete."""
+    if complete := _complete(name, models):
+        return complete
+    folder, found = models / name.id, cached(name.id, name.revision)
+    downloaded = name.revision in (None, constants.DEFAULT_REVISION)
     if found is not None and os.path.isfile(found / CONFIG) and not folder.exists():
         state = f"it is in {found}, but not complete"
     elif downloaded and os.path.lexists(folder):
@@ -223,7 +232,7 @@ def _similar(text: str, models: Path) -> str | None:
     """The id of a model that is here, for one that was mistyped or named without its organisation."""
     here = {f"{folder.parent.name}/{folder.name}": folder.name for folder in local_models(models)} | cached_models()
     for name in here:
-        if name.lower().endswith(f"/{text.lower()}"):
+        if text and f"/{name}".lower().endswith(f"/{text.lower()}"):
             return name
     return closest(text, here, cutoff=0.8)
 

@@ -2,15 +2,17 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from ..config.values import flag
 from ..errors import Qwen3Error, brief, closest, one_line
 from .messages import REASONING_KEYS, SILENT_KEYS, map_text, normalize, plain, tool_schemas
 from .sandbox import Compiled, Sandbox
+from .spelling import spelled
 
 # Options of transformers' apply_chat_template that are no variables, each with the values that ask for what is done.
 _OPTIONS: dict[str, tuple] = {
@@ -96,7 +98,12 @@ class ChatTemplate:
         run, marker = _Runs(self._sandbox, template, self._named_tokens), _marker(prompt)
         try:
             prompt = replace(prompt, messages=_join_parts(run, prompt, marker, joined=protect is not None))
-            text = run(prompt)
+            messages, text = spelled(
+                lambda messages: run(replace(prompt, messages=messages)),
+                prompt.messages,
+                partial(normalize, messages, template.strings, argument_texts=True),
+            )
+            prompt = replace(prompt, messages=messages)
         except Exception as error:  # a template is a program: it can raise anything
             raise self._refusal(error) from None
         _require_shown(run, prompt, text, marker)
@@ -114,15 +121,20 @@ class ChatTemplate:
         """All templates, one after the other."""
         return "\n".join(self.templates.values())
 
-    def after_answer(self) -> str:
-        """Returns what the template writes after an answer, an empty text where that cannot be seen."""
-        prompt = _Prompt([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], None, {}, False)
-        marker = _marker(prompt)
-        prompt.messages[-1]["content"] = marker
-        try:
-            return self.render(prompt.messages, None, {}, add_generation_prompt=False).partition(marker)[2]
-        except Qwen3Error:
-            return ""
+    def after_answers(self) -> Iterator[str]:
+        """What the template writes after an answer, in conversations of more than one kind.
+
+        Some templates end the last answer otherwise than others, or insist on a system text or on another last role.
+        """
+        system, user = {"role": "system", "content": "a"}, {"role": "user", "content": "a"}
+        for before, then in (([user], []), ([user], [user]), ([system, user], []), ([system, user], [user])):
+            marker = _marker(_Prompt([*before, *then], None, {}, False))
+            answer = {"role": "assistant", "content": marker}
+            try:
+                text = self.render([*before, answer, *then], None, {}, add_generation_prompt=False)
+            except Qwen3Error:
+                continue
+            yield text.partition(marker)[2]
 
     def _name(self, tools: Any) -> str:
         name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"
@@ -271,10 +283,14 @@ def _parts(message: dict) -> list[str]:
 def _changed(message: dict, name: str, mark: str) -> dict:
     """The new value of a key of a message: the same as before with a marker in it."""
     if name == "tool_calls":
-        return {name: [_with(call, name=mark, arguments={mark: mark}) for call in message[name]]}
+        return {name: [_with(call, name=mark, arguments=_marked_arguments(call, mark)) for call in message[name]]}
     if name == "content" and isinstance(message[name], list):
         return {name: [{"type": "text", "text": mark}]}
     return {name: mark}
+
+
+def _marked_arguments(call: dict, mark: str) -> Any:
+    return {mark: mark} if isinstance(call.get("function", call)["arguments"], dict) else mark
 
 
 def _with(call: dict, **changes: Any) -> dict:

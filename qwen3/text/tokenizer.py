@@ -99,9 +99,10 @@ class Tokenizer:
 
     @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer in a chat: eos_token, and the special token that the template writes there."""
-        after = self._template.after_answer().lstrip() if self.has_chat_template else ""
-        closing = [i for i in self.encode(after, add_special_tokens=False)[:1] if i in self._special]
+        """The tokens that end an answer in a chat: eos_token, and the added token that the template writes there."""
+        afters = self._template.after_answers() if self.has_chat_template else ()
+        firsts = (self.encode(after.lstrip(), add_special_tokens=False)[:1] for after in afters)
+        closing = next((first for first in firsts if first and first[0] in self._added), [])
         eos = [] if self.eos_token_id is None else [self.eos_token_id]
         return tuple(dict.fromkeys(eos + closing))
 
@@ -268,7 +269,8 @@ def _guarded(call: Callable[[], Result], what: str, advice: str) -> Result:
 def _add_tokens(backend: tokenizers.Tokenizer, files: TokenizerFiles, source: str) -> None:
     """Adds the tokens of tokenizer_config.json that tokenizer.json lacks or describes in another way.
 
-    A named token that is in neither has no id: templates get its text.
+    Of added_tokens.json only those that tokenizer.json lacks. A named token that is in no file has no id: templates get
+    its text.
     """
     for number, token in sorted(files.added.items()):
         if backend.get_added_tokens_decoder().get(number) != token:
@@ -281,6 +283,11 @@ def _add_tokens(backend: tokenizers.Tokenizer, files: TokenizerFiles, source: st
                 )
             if known is not None:
                 backend.add_tokens([token])
+    for name, number in sorted(files.older.items(), key=lambda entry: entry[1]):
+        if backend.token_to_id(name) is None:
+            backend.add_tokens([tokenizers.AddedToken(name, normalized=False)])
+            if backend.token_to_id(name) != number:
+                raise Qwen3Error(f"{source}: {brief(name)} cannot have the id {number} of added_tokens.json")
     names = {token.content for token in backend.get_added_tokens_decoder().values()}
     for name in dict.fromkeys(files.special):
         if name not in names and backend.token_to_id(name) is not None:

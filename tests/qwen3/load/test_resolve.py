@@ -206,6 +206,29 @@ def test_models_of_the_cache_are_found(cache, tmp_path):
     assert cached_models() == {"Org/Name": snapshot}
 
 
+def test_a_folder_without_a_model_does_not_hide_the_model_of_its_name(cache, tmp_path, monkeypatch):
+    snapshot = cache_model(cache, "abc")
+    monkeypatch.chdir(tmp_path)
+    empty = tmp_path / "Org" / "Name"
+    empty.mkdir(parents=True)
+    assert resolve("Org/Name") == resolve(Path("Org/Name")) == snapshot
+    refused(lambda: resolve(empty), "config.json: no such file")
+    refused(lambda: resolve("Org"), "config.json: no such file")
+    (empty / "config.json").write_text("{}")
+    assert resolve("Org/Name") == Path("Org/Name"), "a folder with a model is the one that was meant"
+
+
+def test_an_id_may_come_as_a_path_or_in_other_letters(cache, tmp_path, monkeypatch):
+    snapshot = cache_model(cache, "abc")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(Path("Org/Name")) == snapshot
+    for text in ("org/name", "ORG/NAME", "name"):
+        refused(lambda text=text: resolve(text), "did you mean Org/Name?")
+    refused(lambda: resolve("rg/Name"), "did you mean Org/Name?")
+    folder = make_model(tmp_path / "a b")
+    assert resolve(f"file://{tmp_path}/a%20b") == folder
+
+
 def test_a_complete_download_is_taken_before_the_cache(cache, tmp_path):
     snapshot = cache_model(cache, "abc123")
     folder = make_model(tmp_path / "models" / "Org" / "Name")
