@@ -63,6 +63,14 @@ def test_info_says_which_context_fits(tmp_path, capsys, monkeypatch, free, line)
     assert rows(capsys)["fits cpu"] == line
 
 
+def test_info_of_the_embedded_model(capsys):
+    run(info, "tiny", "--device", "cpu", "--dtype", "float32")
+    told = rows(capsys)
+    assert told["parameters"] == "7,953,792 (3,530,112 active per token)"
+    assert told["weights"] == "31.8 MB in float32 (15.9 MB in the checkpoint)"
+    assert told["KV cache"] == "5,120 bytes per token in float32" and told["context"] == "2,048 tokens"
+
+
 def hub_footprint(nbytes: int):
     from qwen3.model.footprint import Footprint
 

@@ -271,6 +271,11 @@ def test_a_pipe_that_holds_no_prompt(run, loaded, monkeypatch, stdin, words, sai
     assert code == 2 and out == "" and err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
+def test_resume_alone_resumes_nothing(run, loaded):
+    code, _, err = run("generate", "x", "--resume")
+    assert code == 2 and err == "error: --resume goes with --prompts-file: a single answer is printed\n"
+
+
 def test_a_terminal_that_types_nothing_is_asked_for_a_prompt(run, loaded, monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO(b"hi"))
     stdin.isatty = lambda: True

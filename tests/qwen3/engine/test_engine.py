@@ -103,6 +103,53 @@ def test_what_was_cached_is_what_the_first_admission_found(monkeypatch):
     assert again.completion("", "length").metrics.cached_prompt_tokens == 4
 
 
+def test_a_preempted_request_counts_its_prompt_again_and_not_its_answer(monkeypatch):
+    engine = engine_of(Clock(monkeypatch), [1] * 60, max_num_seqs=2, num_blocks=12)
+    engine.scheduler.pool.prefix_caching = False
+    preempt, preempted = engine.scheduler._preempt, []
+    monkeypatch.setattr(engine.scheduler, "_preempt", lambda sequence: preempted.append(sequence) or preempt(sequence))
+    first, second = submit(engine, [1, 2, 3, 4, 5, 6], 10), submit(engine, [6, 5, 4, 3, 2, 1], 10)
+    while not engine.scheduler.idle:
+        engine.step()
+    assert preempted and set(preempted) == {second}
+    metrics = second.completion("", "length").metrics
+    assert metrics.preemptions == len(preempted) and metrics.computed_prompt_tokens == 6 * (1 + len(preempted))
+    assert first.completion("", "length").metrics.computed_prompt_tokens == 6
+
+
+def test_seconds_of_a_step_count_from_the_preparation_of_its_inputs(monkeypatch):
+    clock = Clock(monkeypatch)
+    engine = engine_of(clock, [5])
+
+    def prepare(scheduled, token_ids=None):
+        clock.now += 3
+
+    monkeypatch.setattr(engine.runner, "prepare", prepare)
+    submit(engine, [1, 2, 3], 1)
+    engine.step()
+    assert engine.stats.prefill.seconds == 8
+
+
+def test_inputs_that_were_prepared_for_another_step_are_not_used(monkeypatch):
+    """A request ends between two steps, by a stop string or because its reader went away."""
+    engine = engine_of(Clock(monkeypatch), [1] * 9, max_num_seqs=2)
+    run, given = engine.runner.run, []
+    monkeypatch.setattr(engine.runner, "prepare", lambda scheduled, token_ids=None: scheduled)
+
+    def noted(scheduled, inputs, keep_routing=False):
+        given.append((scheduled, inputs))
+        return run(scheduled, inputs, keep_routing)
+
+    monkeypatch.setattr(engine.runner, "run", noted)
+    first, second = submit(engine, [1, 2], 6), submit(engine, [3, 4], 6)
+    for _ in range(3):
+        engine.step()
+    engine.scheduler.finish(second, "cancelled")
+    engine.step()
+    assert all(scheduled == inputs for scheduled, inputs in given)
+    assert [item.sequence for item in given[-1][0].work] == [first]
+
+
 def test_stop_reasons():
     """The stop string or the named stop token; None for the model's own end of text and for an answer that was cut."""
 

@@ -175,6 +175,11 @@ def test_a_vocabulary_that_grew_says_what_to_set(dense, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 320, "intermediate_size": 95}))
     with pytest.raises(Qwen3Error, match=r"config.json says \[\d+, \d+\]$"):
         loaded(tmp_path)
+    # An embedding that is wider is of another model, however many rows it has.
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 300, "hidden_size": 32}))
+    edit(tmp_path, lambda t: [t.pop(name) for name in list(t) if "embed_tokens" not in name])
+    with pytest.raises(Qwen3Error, match=r"has shape \[320, 64\], .*config.json says \[300, 32\]$"):
+        loaded(tmp_path)
 
 
 def test_names_of_this_family_say_nothing(dense):
