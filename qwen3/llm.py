@@ -184,13 +184,14 @@ class LLM:
         """`stream` for an event loop, which it never holds up: the engine runs in its own thread."""
         return AsyncStream(self.loop, partial(self.prepare, prompt, params))
 
-    def chat(self, messages: list[dict], params: SamplingParams | None = None, **options: Any) -> Completion:
+    def chat(self, /, messages: list[dict], params: SamplingParams | None = None, **options: Any) -> Completion:
         """Answers one conversation; `options` are those of `render`."""
         check_params(params)
         return self.generate([self.render(messages, **options)], params)[0]
 
     def render(
         self,
+        /,  # a template's variable may have this name
         messages: list[dict],
         *,
         add_generation_prompt: bool | None = None,

@@ -388,3 +388,22 @@ def test_what_the_template_writes_after_an_answer():
     assert after(QWEN3) == "<|im_end|>\n" and after("{{ messages[0].content }}") == after("{% if %}") == ""
     with pytest.raises(Qwen3Error):
         render([HI], "{% if %}")
+
+
+def test_words_that_look_like_markers_are_text():
+    """Each of them would be the marker if it were not there."""
+    words = "".join(f"marker{word}0end markeraaaaamarker" for word in ("aaaaa", "aaaab", "aaaac", "x" * 10))
+    for content in (words, [{"type": "text", "text": words}, {"type": "text", "text": "0a1end"}]):
+        text = words if content is words else f"{words}\n0a1end"
+        assert (
+            render([HI | {"content": content}, OK], "{% for m in messages %}{{ m.content }}{% endfor %}") == f"{text}ok"
+        )
+    assert render([OK | {"content": f"{words} and"}], ALL, continue_final_message=True).endswith(f"{words} and")
+
+
+@pytest.mark.slow
+def test_parts_and_words_without_number_take_time_in_proportion():
+    """With a comparison of each with all, hours."""
+    parts = [{"type": "text", "text": f"{i}"} for i in range(100_000)]
+    assert render([HI | {"content": parts}]).count("\n") == 99_999
+    assert render([HI | {"content": "marker" + "x" * 1_000_000 + "markeraaaaa" * 100_000}])
