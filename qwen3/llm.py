@@ -51,7 +51,7 @@ class BrokenOff(Qwen3Error):
 
 
 class LLM:
-    """A Qwen3 model ready to answer. Every method may be called from any thread.
+    """A Qwen3 model ready to answer. Every method may be called from any thread, but not from a fork of the process.
 
     model: a folder, a hub id that was downloaded to models/, "tiny", or None for the latest download, else tiny.
     options: the fields of EngineConfig, such as device="cpu" or max_num_seqs=8; engine_config gives them all at once.
