@@ -42,7 +42,7 @@ def run(folder, *arguments):
 
 @pytest.mark.parametrize(
     ("together", "dtypes"),
-    [(True, ["float32", "bfloat16"]), (False, ["bfloat16"])],
+    [pytest.param(True, ["float32", "bfloat16"], marks=pytest.mark.slow), (False, ["bfloat16"])],
     ids=["both sides loaded", "one after the other"],
 )
 def test_a_row_for_each_cell(monkeypatch, folder, together, dtypes):
