@@ -211,7 +211,7 @@ def test_texts_that_are_repeated_stripped_or_changed_are_not_lost():
     assert render([HI | {"content": "  "}, HI], "{{ messages[1].content }}") == "Hi", "nothing was said"
     thought = [HI, OK | {"content": "<think>long ago</think>"}, HI]
     assert render(thought, QWEN3).count("<think>") == 0, "Qwen3's template drops old reasoning"
-    marked, first = [OK | {"reasoning": "marker1end"}, HI], "{{ messages[0].content }}{{ messages[0].thinking }}"
+    marked, first = [OK | {"reasoning": "markeraaaaa1end"}, HI], "{{ messages[0].content }}{{ messages[0].thinking }}"
     assert "messages[1]" in one_line(lambda: render(marked, first)), "a text that looks like a marker"
 
 
