@@ -50,7 +50,7 @@ class BrokenOff(Qwen3Error):
 
 
 class LLM:
-    """A Qwen3 model ready to answer. Every method may be called from any thread.
+    """A Qwen3 model ready to answer. Every method may be called from any thread, but not from a fork of the process.
 
     model: a folder, a hub id that was downloaded to models/, "tiny", or None for the latest download, else tiny.
     options: the fields of EngineConfig, such as device="cpu" or max_num_seqs=8; engine_config gives them all at once.
@@ -183,13 +183,14 @@ class LLM:
         """`stream` for an event loop, which it never holds up: the engine runs in its own thread."""
         return AsyncStream(self.loop, partial(self.prepare, prompt, params))
 
-    def chat(self, messages: list[dict], params: SamplingParams | None = None, **options: Any) -> Completion:
+    def chat(self, /, messages: list[dict], params: SamplingParams | None = None, **options: Any) -> Completion:
         """Answers one conversation; `options` are those of `render`."""
         check_params(params)
         return self.generate([self.render(messages, **options)], params)[0]
 
     def render(
         self,
+        /,  # a template's variable may have this name
         messages: list[dict],
         *,
         add_generation_prompt: bool | None = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..config.model import dtype_name
 from ..errors import Qwen3Error
 from ..llm import LLM
+from ..load.contents import refuse_file_of_model
 from ..load.resolve import TINY, model_name, resolve
 from ..measure.expert_load import check_expert_stats, write_expert_stats
 from ..measure.memory import gigabytes, peak_bytes
@@ -30,6 +31,8 @@ def load_model(args: argparse.Namespace, chats: bool) -> LLM:
     if args.expert_stats:
         check_expert_stats(args.expert_stats)
     folder = resolve(args.repo_id)
+    if args.expert_stats:
+        refuse_file_of_model(args.expert_stats, folder, "--expert-stats")
     if chats or args.no_thinking:
         require_template(folder, chats, args.no_thinking)
     llm = LLM(

@@ -178,6 +178,7 @@ def prompt_options(args: argparse.Namespace) -> PromptOptions:
 def prompt_ids(
     llm: "LLM",
     options: PromptOptions,
+    /,  # a template's variable may have these names
     *,
     prompt: str | None = None,
     messages: list[dict] | None = None,

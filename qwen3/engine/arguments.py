@@ -1,7 +1,10 @@
 """Checks the prompts and parameters of a call, and pairs them."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import islice
 from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from ..config import values
 from ..errors import Qwen3Error
@@ -12,6 +15,7 @@ Prompt: TypeAlias = str | Sequence[int]
 Prompts: TypeAlias = Prompt | Sequence[str] | Sequence[Sequence[int]]
 Params: TypeAlias = SamplingParams | Sequence[SamplingParams | None] | None
 
+_MOST_PROMPTS = 10**7  # of an iterator, which may be endless
 _NO_LISTS = (bytes, bytearray, memoryview, Mapping, Set, type)
 
 
@@ -19,12 +23,14 @@ def prompt_list(prompts: Any) -> list[Any]:
     """Returns the unchecked prompts of one call: given as one text, the token ids of one prompt, or a list of these."""
     if isinstance(prompts, str):
         return [prompts]
-    listed = None if isinstance(prompts, _NO_LISTS) else values.listed(prompts)
+    listed = None if isinstance(prompts, _NO_LISTS) or _is_nested(prompts) else values.listed(prompts)
     _refuse_tokenized(prompts, "prompts")
     if not isinstance(listed, Iterable):
         values.refuse(prompts, "prompts", "a text, a list of texts, or lists of token ids; LLM.chat takes messages")
     if not isinstance(listed, Sequence):
-        listed = list(listed)
+        listed = list(islice(listed, _MOST_PROMPTS + 1))
+        if len(listed) > _MOST_PROMPTS:
+            raise Qwen3Error(f"prompts has more than {_MOST_PROMPTS} items: give them in parts")
     return [listed] if listed and _is_token_id(listed[0]) else list(listed)
 
 
@@ -47,11 +53,11 @@ def check_params(params: Any, name: str = "params") -> SamplingParams:
 def prompt_ids(prompt: Any, name: str, vocab_size: int, longest: int) -> list[int]:
     """Checks and copies the token ids of one prompt."""
     _refuse_tokenized(prompt, name)
-    if isinstance(prompt, (*_NO_LISTS, str)):
+    if isinstance(prompt, (*_NO_LISTS, str)) or _is_nested(prompt):
         values.refuse(prompt, name, "a list of token ids; LLM.generate takes texts, LLM.chat messages")
     try:
         length = len(prompt)
-    except (TypeError, OverflowError):  # a range of more than 2^63
+    except Exception:  # a range of more than 2^63, a nested tensor
         values.refuse(prompt, name, "a text or a list of token ids")
     # Before the ids are read: a range may be huge.
     if length > longest:
@@ -68,4 +74,11 @@ def _refuse_tokenized(value: Any, name: str) -> None:
 
 
 def _is_token_id(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, (bool, type)) and not getattr(value, "ndim", 0)
+    if isinstance(value, (bool, type)) or _is_nested(value):
+        return False
+    return hasattr(value, "__index__") and not getattr(value, "ndim", 0)
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a value is a nested tensor, which has no length."""
+    return isinstance(value, Tensor) and value.is_nested

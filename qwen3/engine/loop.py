@@ -1,6 +1,7 @@
 """The thread that owns an engine: an inbox in, deltas out."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -99,6 +100,7 @@ class EngineLoop:
         # Held for an instant, never during a step. Reentrant: garbage collection may close a stream while it is held.
         self._sending = threading.RLock()
         self._closed = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="qwen3-engine", daemon=True)
         self._thread.start()
 
@@ -138,6 +140,8 @@ class EngineLoop:
 
     def close(self) -> None:
         """Ends the thread; the step that it runs breaks off at its next layer, and all requests get an error."""
+        if os.getpid() != self._process:
+            return  # a fork has no thread
         with self._sending:
             self._closed = True
             self._inbox.put(None)
@@ -152,6 +156,8 @@ class EngineLoop:
                 hook.remove()
 
     def _send(self, message: "_Message") -> None:
+        if os.getpid() != self._process:
+            raise Qwen3Error("this LLM was made before this process was forked: make one in the process that uses it")
         with self._sending:
             if self._closed:
                 raise Qwen3Error("this LLM is closed: make a new one")

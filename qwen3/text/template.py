@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from itertools import product
+from string import ascii_lowercase
 from typing import Any
 
 from ..config.values import flag
@@ -194,10 +196,10 @@ def _adds_prompt(add_generation_prompt: Any, continue_final_message: Any) -> boo
 
 def _marker(prompt: _Prompt) -> str:
     """A word that is nowhere in the conversation, and that no template changes."""
-    text, marker = json.dumps([prompt.messages, prompt.tools, prompt.variables]), "marker"
-    while marker in text:
-        marker += "x"
-    return marker
+    text = json.dumps([prompt.messages, prompt.tools, prompt.variables])
+    # A look-ahead: words may overlap. One pass, for a text may hold a million of them.
+    there = set(re.findall("(?=marker([a-z]{5}))", text))
+    return "marker" + next(word for word in map("".join, product(ascii_lowercase, repeat=5)) if word not in there)
 
 
 def _join_parts(run: _Runs, prompt: _Prompt, marker: str, joined: bool) -> list[dict]:
@@ -224,8 +226,9 @@ def _join_parts(run: _Runs, prompt: _Prompt, marker: str, joined: bool) -> list[
         text = run(replace(prompt, messages=[typed(i, m, True) for i, m in enumerate(prompt.messages)]))
     except Exception:  # most templates add the content to a text
         return plain_text
-    marks = [f"{marker}{i}a{j}{_TAIL}" for i in lists for j in range(len(prompt.messages[i]["content"]))]
-    if not all(mark in text for mark in marks) or text.count(marker) > sum(map(text.count, marks)):
+    marks = {f"{i}a{j}" for i in lists for j in range(len(prompt.messages[i]["content"]))}
+    found = re.findall(rf"{marker}(\d+a\d+){_TAIL}", text)
+    if not marks <= set(found) or text.count(marker) > len(found):
         return plain_text
     return [typed(i, message, False) for i, message in enumerate(prompt.messages)]
 

@@ -163,6 +163,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
+        /,  # a template's variable may have this name
         messages: list[dict],
         add_generation_prompt: bool | None = None,
         tools: list[dict] | None = None,
@@ -193,6 +194,7 @@ class Tokenizer:
 
     def encode_chat(
         self,
+        /,
         messages: list[dict],
         add_generation_prompt: bool | None = None,
         tools: list[dict] | None = None,
@@ -244,7 +246,9 @@ class Tokenizer:
                 f"{self._source}: sanitize_control_tokens: this model's tokenizer or template changes text"
             )
         if add_special_tokens and (wrapped := self.encode(whole)) != plain:
-            at = next((at for at in range(len(wrapped)) if wrapped[at : at + len(plain)] == plain), None)
+            at = next(
+                (at for at in range(len(wrapped) - len(plain) + 1) if wrapped[at : at + len(plain)] == plain), None
+            )
             if at is None:
                 raise Qwen3Error(f"{self._source}: sanitize_control_tokens: its post-processor changes text")
             return [*wrapped[:at], *ids, *wrapped[at + len(plain) :]]

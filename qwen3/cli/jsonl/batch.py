@@ -1,6 +1,7 @@
 """Answers a prompts file: all its lines together, each record the moment it is ready."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from ...engine.loop import Request
 from ...engine.params import SamplingParams
 from ...errors import brief, counted
 from ...llm import LLM
+from ...load.contents import refuse_file_of_model
 from ...load.resolve import model_name, resolve
 from ..model import load_model, print_statistics
 from ..options import PromptOptions
@@ -30,7 +32,10 @@ def answer_file(args: argparse.Namespace, params: SamplingParams, options: Promp
     "generated_tokens"; for a bad line, which is also reported on stderr, "line" and "error".
     """
     lines = read_lines(args.prompts_file)
-    settings = {"model": str(resolve(args.repo_id).absolute()), **asdict(params), **asdict(options)}
+    folder = resolve(args.repo_id)
+    if args.output not in (None, "", "-"):
+        refuse_file_of_model(os.path.expanduser(args.output), folder, "--output")
+    settings = {"model": str(folder.absolute()), **asdict(params), **asdict(options)}
     try:
         with Interrupts() as interrupts:
             # Opened before the model is loaded: minutes may lie between.

@@ -272,7 +272,7 @@ def test_texts_that_are_repeated_stripped_or_changed_are_not_lost():
     assert render([HI | {"content": "  "}, HI], "{{ messages[1].content }}") == "Hi", "nothing was said"
     thought = [HI, OK | {"content": "<think>long ago</think>"}, HI]
     assert render(thought, QWEN3).count("<think>") == 0, "Qwen3's template drops old reasoning"
-    marked, first = [OK | {"reasoning": "marker1end"}, HI], "{{ messages[0].content }}{{ messages[0].thinking }}"
+    marked, first = [OK | {"reasoning": "markeraaaaa1end"}, HI], "{{ messages[0].content }}{{ messages[0].thinking }}"
     assert "messages[1]" in one_line(lambda: render(marked, first)), "a text that looks like a marker"
 
 
@@ -455,3 +455,22 @@ def test_what_the_template_writes_after_an_answer():
     assert after(last + turns) == ["!a", "!a"] and after(first + turns) == ["", "!a"]
     with pytest.raises(Qwen3Error):
         render([HI], "{% if %}")
+
+
+def test_words_that_look_like_markers_are_text():
+    """Each of them would be the marker if it were not there."""
+    words = "".join(f"marker{word}0end markeraaaaamarker" for word in ("aaaaa", "aaaab", "aaaac", "x" * 10))
+    for content in (words, [{"type": "text", "text": words}, {"type": "text", "text": "0a1end"}]):
+        text = words if content is words else f"{words}\n0a1end"
+        assert (
+            render([HI | {"content": content}, OK], "{% for m in messages %}{{ m.content }}{% endfor %}") == f"{text}ok"
+        )
+    assert render([OK | {"content": f"{words} and"}], ALL, continue_final_message=True).endswith(f"{words} and")
+
+
+@pytest.mark.slow
+def test_parts_and_words_without_number_take_time_in_proportion():
+    """With a comparison of each with all, hours."""
+    parts = [{"type": "text", "text": f"{i}"} for i in range(100_000)]
+    assert render([HI | {"content": parts}]).count("\n") == 99_999
+    assert render([HI | {"content": "marker" + "x" * 1_000_000 + "markeraaaaa" * 100_000}])

@@ -241,6 +241,10 @@ def test_a_prompt_of_token_ids(ask):
         ({"messages": TALK, "chat_template_kwargs": {"sanitize_control_tokens": False}}, "sanitize_control_tokens"),
         ({"messages": TALK, "chat_template_kwargs": {"styel": 1}}, "styel"),
         ({"messages": TALK, "chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        *(
+            ({"messages": TALK, "chat_template_kwargs": {name: 1}}, f"the chat template has no variable '{name}'")
+            for name in ("self", "llm", "options", "params", "rendering", "variables")
+        ),
         ({"messages": TALK, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.*messages"),
         ({"messages": TALK, "chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.*tools"),
         (
