@@ -142,7 +142,7 @@ def test_a_full_disk_ends_a_chat(run, talker, monkeypatch):
 def test_tiny_cannot_chat_and_a_model_that_can_is_named(run, monkeypatch):
     monkeypatch.setattr(LLM, "__init__", lambda *_, **__: pytest.fail("the weights were read"))
     code, _, err = run("chat", "-m", "tiny")
-    assert code == 2 and err.count("\n") == 1 and "qwen3 download --repo_id Qwen/Qwen3-0.6B" in err
+    assert code == 2 and err.count("\n") == 1 and "qwen3 download Qwen/Qwen3-0.6B" in err
 
 
 @pytest.mark.parametrize("command", [("generate", "x"), ("chat",)], ids=" ".join)

@@ -85,7 +85,7 @@ def test_info_of_a_model_that_is_on_the_hub_alone(fake, capsys, monkeypatch):
     assert not [r for r in fake.requests if r.path.endswith(".safetensors")]
     run(info, f"https://huggingface.co/{REPO}/tree/main")
     assert rows(capsys)["model"] == f"{REPO} (on the hub, not here)"
-    refused(lambda: run(info, "Org/Other"), "Org/Other", "qwen3 download --repo_id Org/Other", "no model at")
+    refused(lambda: run(info, "Org/Other"), "Org/Other", "qwen3 download Org/Other", "no model at")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused(lambda: run(info, REPO), "qwen3 download", "HF_HUB_OFFLINE")
 

@@ -238,7 +238,7 @@ def test_logits_that_break_off_hold_no_block(llm, monkeypatch):
 
 
 def test_a_call_that_breaks_off_half_way_leaves_nothing(llm):
-    """It may have been anywhere in the scheduler, so the books are made anew."""
+    """It may have failed anywhere in the scheduler, so the state is rebuilt."""
     pool, taker = llm.engine.scheduler.pool, Sequence([1], Sampling(), frozenset(), 2)
     with pytest.raises(ZeroDivisionError):
         llm.loop.call(lambda: pool.allocate(taker, 3 * pool.block_size) and 1 / 0)
@@ -246,7 +246,7 @@ def test_a_call_that_breaks_off_half_way_leaves_nothing(llm):
 
 
 def test_only_the_engines_thread_computes(llm, monkeypatch):
-    """So that no two steps run at a time, whoever calls."""
+    """No two steps run at a time, from whichever thread the calls come."""
     threads, layer = set(), llm.model.layers[0]
     forward = layer.forward
 

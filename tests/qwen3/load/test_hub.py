@@ -71,7 +71,7 @@ def test_broken_download_resumes_where_it_broke(fake, get, tmp_path):
 
 def test_unfinished_download_is_not_a_model(fake, get, tmp_path):
     break_off(fake, get)
-    refused(lambda: resolve(REPO, tmp_path), REPO, "not complete", f"qwen3 download --repo_id {REPO}")
+    refused(lambda: resolve(REPO, tmp_path), REPO, "not complete", f"qwen3 download {REPO}")
     refused(lambda: resolve(tmp_path / REPO), str(tmp_path / REPO), "not complete", "qwen3 download")
     assert resolve(None, tmp_path) == TINY
 

@@ -43,7 +43,8 @@ def test_shards_and_another_dtype(folder, tmp_path_factory):
     assert weight_bytes(sharded) == sum(t.nbytes for t in whole.values())
 
 
-def test_stacked_expert_names(folder):
+@pytest.mark.parametrize("mlx", [False, True])
+def test_stacked_expert_names(folder, mlx):
     published = loaded(folder)
 
     def stack(tensors):
@@ -52,6 +53,11 @@ def test_stacked_expert_names(folder):
             gates, ups, downs = (
                 [tensors.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(8)] for part in ("gate", "up", "down")
             )
+            if mlx:
+                prefix = prefix.replace("experts", "switch_mlp")
+                parts = {"gate": gates, "up": ups, "down": downs}
+                tensors.update({f"{prefix}{part}_proj.weight": torch.stack(every) for part, every in parts.items()})
+                continue
             tensors[prefix + "gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gates, ups)])
             tensors[prefix + "down_proj"] = torch.stack(downs)
 

@@ -1,4 +1,4 @@
-"""The journal keeps answers, belongs to one run, is resumed by the same settings alone, and is nobody else's file."""
+"""The journal keeps answers, is locked by one run, resumes only with the same settings, and replaces no other file."""
 
 import json
 import os
