@@ -151,7 +151,7 @@ DEFAULTS = {
 
 def test_every_default_of_the_file_has_a_case():
     assert DEFAULTS.keys() == {f.name for f in fields(Sampling)} - {"seed"}
-    lengths_and_ends = {"max_new_tokens", "max_length", "eos_token_ids"}
+    lengths_and_ends = {"max_new_tokens", "max_length", "eos_token_ids", "stop"}
     assert len(fields(GenerationDefaults)) == len(DEFAULTS) + len(lengths_and_ends)
 
 
