@@ -20,10 +20,10 @@ MODULES = {name: f"questions.{name}" for name in QUESTIONS} | {"report": "report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one question; returns its exit code, 2 for errors that the user can fix, 130 for Ctrl-C."""
+    """Runs one question, or lists them; returns its exit code, 2 for errors that the user can fix, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        args = _parser(asked=arguments[:1]).parse_args(arguments)
+        args = _parser(asked=arguments[:1]).parse_args(arguments or ["--help"])
         return args.run(args)
     except Qwen3Error as error:
         print(f"error: {error}", file=sys.stderr)

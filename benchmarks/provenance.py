@@ -28,7 +28,7 @@ def sources(modules: list[str], root: Path) -> dict[str, str]:
 
 
 def changed(record: dict, root: Path) -> list[str]:
-    """Paths of the record's files that are gone or say something else now."""
+    """Returns the paths of the record's files that are missing or have changed."""
     recorded = record.get("sources", {})
     return [name for name, was in recorded.items() if not (root / name).is_file() or digest(root / name) != was]
 

@@ -18,14 +18,14 @@ def entry() -> NoReturn:
             code = main(then_exits=True)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except KeyboardInterrupt:  # another one, while the first ended the command
+    except KeyboardInterrupt:  # a second Ctrl-C while the first ended the command
         code = 130
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 
 def _open_closed_streams() -> None:
-    """Points closed standard streams at /dev/null: else the next file to be opened stands in their place."""
+    """Points closed standard streams at /dev/null, so that the next opened file does not take their place."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

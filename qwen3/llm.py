@@ -4,7 +4,6 @@ import logging
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,7 +24,7 @@ from .engine.params import Sampling, SamplingParams
 from .engine.request import Completion, Delta
 from .engine.sequence import Sequence
 from .engine.streams import AsyncStream, Stream
-from .errors import Qwen3Error, brief
+from .errors import Qwen3Error, brief, closest
 from .load.resolve import resolve
 from .measure.expert_load import ExpertLoad
 from .measure.stats import Stats
@@ -51,7 +50,7 @@ class BrokenOff(Qwen3Error):
 
 
 class LLM:
-    """A Qwen3 model ready to answer. Every method may be called from any thread.
+    """A Qwen3 model ready to answer. Every method may be called from any thread, but not from a fork of the process.
 
     model: a folder, a hub id that was downloaded to models/, "tiny", or None for the latest download, else tiny.
     options: the fields of EngineConfig, such as device="cpu" or max_num_seqs=8; engine_config gives them all at once.
@@ -78,9 +77,9 @@ class LLM:
         expert_stats = values.flag(expert_stats, "expert_stats")
         unknown = options.keys() - EngineConfig.__dataclass_fields__.keys()
         if unknown:
-            near = get_close_matches(min(unknown), EngineConfig.__dataclass_fields__, 1, cutoff=0.75)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise Qwen3Error(f"LLM has no option {min(unknown)!r}: {meant}See the fields of qwen3.EngineConfig")
+            near = closest(min(unknown), EngineConfig.__dataclass_fields__)
+            meant = f" (did you mean {near}?)" if near else ""
+            raise Qwen3Error(f"LLM has no option {brief(min(unknown))}{meant}: see the fields of qwen3.EngineConfig")
         self.engine_config = replace(engine_config or EngineConfig(), **options)
         self.folder = resolve(model)
         self.config = model_config(self.folder)
@@ -105,7 +104,7 @@ class LLM:
         self.loop = EngineLoop(self.engine)
         weakref.finalize(self, self.loop.close)
         log.info("%s on %s, %s, %s backend", self.folder, self.device, dtype_name(self.dtype), self.backend)
-        log.info("KV cache of %d tokens", self.kv_cache_tokens)
+        log.info("KV cache of %s tokens", f"{self.kv_cache_tokens:,}")
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -138,7 +137,7 @@ class LLM:
         return listed
 
     def generate_each(self, prompts: Prompts, params: Params = None) -> Iterator[tuple[int, Completion]]:
-        """The same, each (index, completion) as soon as it is ready; one with finish_reason "error" is not raised."""
+        """Yields (index, completion) as soon as each is ready; finish_reason "error" raises nothing."""
         return self.complete(self._requests(prompts, params))
 
     def complete(self, requests: list[Request]) -> Iterator[tuple[int, Completion]]:
@@ -169,11 +168,11 @@ class LLM:
             self.loop.cancel(handles)
 
     def _ends_alone(self, error: Exception, handle: Handle) -> bool:
-        """Whether an error ended one request and the others go on: a step that did not fit into memory."""
+        """Tells whether an error, such as a step without memory, ended one request while others go on."""
         return isinstance(error, Qwen3Error) and not self.loop.closed and handle.sequence.finish_reason == "error"
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
-        """The pieces of the text as they are made; together they are the text that `generate` gives.
+        """Yields the text piece by piece; together the pieces are the text of `generate`.
 
         Streams that are open at the same time run in one batch. `completion` of a stream is the whole answer, with its
         finish_reason, once it has ended.
@@ -184,13 +183,14 @@ class LLM:
         """`stream` for an event loop, which it never holds up: the engine runs in its own thread."""
         return AsyncStream(self.loop, partial(self.prepare, prompt, params))
 
-    def chat(self, messages: list[dict], params: SamplingParams | None = None, **options: Any) -> Completion:
+    def chat(self, /, messages: list[dict], params: SamplingParams | None = None, **options: Any) -> Completion:
         """Answers one conversation; `options` are those of `render`."""
         check_params(params)
         return self.generate([self.render(messages, **options)], params)[0]
 
     def render(
         self,
+        /,  # a template's variable may have this name
         messages: list[dict],
         *,
         add_generation_prompt: bool | None = None,
@@ -235,6 +235,8 @@ class LLM:
     def prepare(self, prompt: Prompt, params: SamplingParams | None = None, name: str = "the prompt") -> Request:
         """Checks a prompt and its parameters; raises Qwen3Error, which calls the prompt by `name`."""
         wanted = check_params(params)
+        if self.defaults.stop and not wanted.stop and not self.random_weights:
+            wanted = replace(wanted, stop=self.defaults.stop)
         if self.random_weights and (wanted.stop or wanted.bad_words):
             raise Qwen3Error(f"{name}: stop strings need text, and random weights give none: use stop_token_ids")
         if isinstance(prompt, str):
@@ -277,7 +279,7 @@ class LLM:
         return Sequence(ids, sampling, frozenset({*ends, *reasons}), longest, params.logprobs, reasons)
 
     def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-        """The token ids of each word, at the beginning of a text and after a space where these are other ones."""
+        """Returns the token ids of each word, at the beginning of a text and, if they differ, after a space."""
         found = []
         for word in words:
             plain = tuple(self.tokenizer.encode(word, add_special_tokens=False))
@@ -288,9 +290,9 @@ class LLM:
         return tuple(found)
 
     def _longest(self, prompt_length: int, params: SamplingParams, name: str) -> int:
-        """The most tokens of prompt and answer together: what the context holds, unless a shorter answer was said.
+        """Returns the most tokens of prompt and answer together: the context, or less on request.
 
-        Where the KV cache is smaller than the context, an answer whose length nobody said ends with it.
+        If the KV cache is smaller than the context, it limits an answer without max_new_tokens.
         """
         new_tokens, defaults = params.max_new_tokens, self.defaults
         if new_tokens is None:

@@ -1,4 +1,4 @@
-"""How many bytes a second does a large copy move? The measure of all shares in the other records.
+"""How many bytes a second does a large copy move? The other records give their shares of it.
 
 Measured once for a machine: every question takes it from the record in its output folder, where the record is of the
 same processor, number of threads and version of PyTorch, and measures and records it otherwise.

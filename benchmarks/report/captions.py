@@ -1,4 +1,4 @@
-"""What a picture says, in one sentence with numbers, and where it was measured: its title, and its text for readers."""
+"""Titles and alt texts of the plots: the message in one sentence with numbers, and the machine."""
 
 from collections.abc import Callable
 from statistics import fmean, median

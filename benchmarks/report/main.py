@@ -71,7 +71,7 @@ def read(path: Path) -> str:
 
 
 def with_pictures(text: str, records: dict[str, dict], source: Path) -> str:
-    """`text` with what each picture says as its text for readers. Raises Qwen3Error for a picture without a record."""
+    """Puts each picture's message into `text` as its alt text. Raises Qwen3Error for a picture without a record."""
 
     def filled(match: re.Match) -> str:
         name = match["name"]

@@ -1,4 +1,4 @@
-"""Compile every kernel for GPUs that are not here and read the code: `python -m qwen3_kernels.aot [--check]`.
+"""Compile every kernel without a GPU and report on the code: `python -m qwen3_kernels.aot [--check]`.
 
 Each kernel is compiled as the ops launch it at the shapes of real models (shapes.py). `--write` records the numbers in
 table.json. `--check` exits with 1 where a kernel spills, does not fit on a multiprocessor, multiplies 16-bit tiles
@@ -73,10 +73,22 @@ def print_table(results: dict[str, Report | str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     every_module = modules()
     parser = argparse.ArgumentParser(prog="python -m qwen3_kernels.aot", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), help="sm_80, sm_90, sm_100, gfx942, ...")
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--module", nargs="+", choices=every_module, default=every_module)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        default=list(ARCHITECTURES),
+        help="sm_80, sm_90, sm_100, gfx942, ... (default: the first three)",
+    )
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="whose shapes (default: both)")
+    parser.add_argument(
+        "--module",
+        nargs="+",
+        choices=every_module,
+        default=every_module,
+        metavar="MODULE",
+        help=f"of {', '.join(every_module)} (default: all)",
+    )
+    parser.add_argument("--processes", type=int, default=2, help="that compile at a time (default: 2)")
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="exit with 1 and a line for each violation")

@@ -1,10 +1,10 @@
-"""What is said about one answer on stderr, after its text."""
+"""Reports one answer on stderr, after its text."""
 
 import logging
 
 from ..engine.params import SamplingParams
 from ..engine.request import Completion
-from ..errors import brief
+from ..errors import brief, counted
 from ..llm import LLM
 from .streams import say
 
@@ -12,7 +12,7 @@ log = logging.getLogger("qwen3")
 
 
 def report(llm: LLM, done: Completion | None, params: SamplingParams) -> None:
-    """Says if an answer was cut, the log-probabilities that were asked for, and with -v the speed.
+    """Prints whether an answer was cut, the requested log-probabilities, and with -v the speed.
 
     done: None is an answer that was broken off.
     """
@@ -27,7 +27,7 @@ def report(llm: LLM, done: Completion | None, params: SamplingParams) -> None:
         say(f"{entry.logprob:9.4f} {token(entry.token_id)}{'  of  ' * bool(others)}{others}")
     count, metrics = len(done.token_ids), done.metrics
     if done.finish_reason == "length":
-        say(f"stopped after {count} token{'s' * (count != 1)}, not at an end: {_limit(llm, done, params)}")
+        say(f"stopped after {counted(count, 'token')}, before the end of the answer: {_limit(llm, done, params)}")
     seconds = metrics.total_seconds - metrics.time_to_first_token
     speed = f", then {(count - 1) / seconds:,.1f} tokens/s" if count > 1 and seconds > 0 else ""
     first = f"the first token after {metrics.time_to_first_token:.2f} s{speed}"

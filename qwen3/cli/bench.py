@@ -4,7 +4,7 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from ..errors import Qwen3Error
+from ..errors import Qwen3Error, counted
 from .interrupt import ends_at_once
 from .options import add_engine, add_model, engine_options
 
@@ -19,13 +19,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a config.json or its folder: a model of that shape with random weights, nothing to download",
     )
     parser.add_argument(
-        "--batch", type=whole_numbers, default=[1, 8], metavar="N,N", help="sequences that run together"
+        "--batch", type=whole_numbers, default=[1, 8], metavar="N,N", help="sequences that run together (default: 1,8)"
     )
     parser.add_argument(
-        "--context", type=whole_numbers, default=[128, 1024], metavar="N,N", help="tokens of each prompt"
+        "--context",
+        type=whole_numbers,
+        default=[128, 1024],
+        metavar="N,N",
+        help="tokens of each prompt (default: 128,1024)",
     )
-    parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="tokens to generate for each prompt")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of which the median is taken")
+    parser.add_argument(
+        "--new-tokens", type=int, default=32, metavar="N", help="tokens to generate for each prompt (default: 32)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="runs of which the median is taken (default: 3)"
+    )
     add_engine(parser, "device", "dtype", "backend")
 
 
@@ -45,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
         from ..config.model import dtype_name
         from ..llm import LLM
+        from ..load.resolve import model_name
         from ..measure.roofline import copy_bandwidth
         from . import speed
         from .model import size_text
@@ -59,10 +68,15 @@ def run(args: argparse.Namespace) -> int:
     )
     speed.require_room(llm, max(args.batch))
     bandwidth = copy_bandwidth(llm.device)
-    print(f"{llm.folder} · {size_text(llm)}{' · random weights' * llm.random_weights}")
-    card = torch.cuda.get_device_name(llm.device) if llm.device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{llm.device} ({card}) · {dtype_name(llm.dtype)} · {llm.backend} · a copy moves {bandwidth / 1e9:,.1f} GB/s")
-    print(f"medians of {args.rounds} runs of {args.new_tokens} new tokens, after one to warm up", flush=True)
+    print(f"{model_name(llm.folder)} · {size_text(llm)}{' · random weights' * llm.random_weights}")
+    card = (
+        torch.cuda.get_device_name(llm.device)
+        if llm.device.type == "cuda"
+        else counted(torch.get_num_threads(), "thread")
+    )
+    place = f"{llm.device} ({card}) · {dtype_name(llm.dtype)} · {llm.backend} backend"
+    print(f"{place} · a copy moves {bandwidth / 1e9:,.1f} GB/s")
+    print(f"medians of {counted(args.rounds, 'run')} of {args.new_tokens} new tokens, after one to warm up", flush=True)
     print("  ".join(speed.COLUMNS))
     for batch, context in product(args.batch, args.context):
         measured = speed.measure(llm, batch, context, args.new_tokens, args.rounds)

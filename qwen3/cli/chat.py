@@ -52,7 +52,7 @@ def _converse(llm: "LLM", params: SamplingParams, options: PromptOptions) -> Non
             options = replace(options, system=rest.strip() or None)
             print("system message set" if options.system else "system message removed", file=sys.stderr)
         elif command.startswith("/"):
-            print(_HELP, file=sys.stderr)
+            say(_HELP if command == "/help" else f"there is no command {command}: {_HELP}")
         elif command:
             turn = [*history, {"role": "user", "content": line.strip()}]
             try:

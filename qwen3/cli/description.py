@@ -11,7 +11,7 @@ from ..errors import Qwen3Error, shown
 from ..load.contents import CONFIG
 from ..load.hub import fetch_description
 from ..load.index import weight_bytes
-from ..load.resolve import cached, hub_name, resolve
+from ..load.resolve import cached, hub_name, model_name, resolve
 from ..measure.memory import available_bytes, gigabytes
 from ..model.footprint import planned_footprint
 
@@ -26,7 +26,7 @@ def describe(model: str | None, device: str, dtype: str) -> str:
         name = None if model is None else hub_name(model)
         if name is None or Path(model or "").exists():
             raise
-        # Other programs fetch config.json alone, too.
+        # Another program may have cached config.json alone.
         known = cached(name.id, name.revision)
         if known is not None and (known / CONFIG).is_file():
             return _table(known, shown(str(known)), weight_bytes(known), device, dtype)
@@ -37,7 +37,7 @@ def describe(model: str | None, device: str, dtype: str) -> str:
                 raise Qwen3Error(f"{error}; asked the hub for its config.json: {reason}") from None
             folder = Path(temporary)
             return _table(folder, f"{name.id} (on the hub, not here)", size or weight_bytes(folder), device, dtype)
-    return _table(folder, shown(str(folder)), weight_bytes(folder), device, dtype)
+    return _table(folder, shown(model_name(folder)), weight_bytes(folder), device, dtype)
 
 
 def _table(folder: Path, name: str, checkpoint_bytes: int | None, device_option: str, dtype_option: str) -> str:

@@ -9,7 +9,9 @@ from .interrupt import ends_at_once
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="ID", help="such as Qwen/Qwen3-30B-A3B, or its address on the hub")
-    parser.add_argument("-m", "--model", "--repo_id", "--repo-id", dest="repo_id", metavar="ID", help="the same")
+    parser.add_argument(
+        "-m", "--model", "--repo_id", "--repo-id", dest="repo_id", metavar="ID", help="the model, as an option"
+    )
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")
     parser.add_argument("--token", help="access token of the hub (default: the environment's HF_TOKEN)")
 

@@ -1,12 +1,14 @@
 """`qwen3 generate`: the answer to one prompt, or to every prompt of a JSONL file."""
 
 import argparse
+import os
+import stat
 import sys
 
 from ..errors import Qwen3Error, brief, one_line
 from .interrupt import ends_at_once
 from .options import add_answering, prompt_ids, prompt_options, sampling_params, text
-from .streams import require_stdout
+from .streams import require_stdout, say
 
 # A prompt has no more bytes than the longest context has room for.
 _MAX_BYTES = 64 << 20
@@ -14,9 +16,9 @@ _MAX_BYTES = 64 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "text", nargs="*", type=text, metavar="PROMPT", help="the prompt; - reads it from stdin, as a pipe is read"
+        "text", nargs="*", type=text, metavar="PROMPT", help="the prompt; - is stdin's text, alone or behind a prompt"
     )
-    parser.add_argument("-p", "--prompt", type=text, metavar="PROMPT", help="the same as an option")
+    parser.add_argument("-p", "--prompt", type=text, metavar="PROMPT", help="the prompt, as an option")
     parser.add_argument(
         "--prompts-file",
         metavar="IN.JSONL",
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if len(args.text) > 1:
+    if len([word for word in args.text if word != "-"]) > 1 or args.text.count("-") > 1:
         raise Qwen3Error(
             f"the prompt has {len(args.text)} parts, {brief(args.text[1])} is the second: put it in quotes"
         )
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.prompts_file is None and (args.output is not None or args.resume):
         flag = "--resume" if args.output is None else "--output"
         raise Qwen3Error(f"{flag} goes with --prompts-file: a single answer is printed")
-    # Everything that can be wrong without a model is, before PyTorch is imported.
+    # Checks that need no model run before PyTorch is imported.
     params, options = sampling_params(args), prompt_options(args)
     if args.output in (None, "-"):
         require_stdout()
@@ -48,11 +50,13 @@ def run(args: argparse.Namespace) -> int:
         with ends_at_once():
             from .jsonl.batch import answer_file
         return answer_file(args, params, options)
-    prompt = _prompt(args.text[0] if args.text else args.prompt)
+    prompt = _prompt(args.text or ([] if args.prompt is None else [args.prompt]))
     with ends_at_once():
         from .answer import report
         from .model import load_model, print_statistics
     llm = load_model(args, chats=False)
+    if "-" not in args.text and args.prompt != "-" and _waits_in_a_pipe():
+        say("the text in the pipe is not read: put a - behind the prompt to add it")
     stream = llm.stream(prompt_ids(llm, options, prompt=prompt), params)
     begun = False
     try:
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
     except BaseException:
         if begun:
-            print(flush=True)  # what is said of the error begins a line
+            print(flush=True)  # the error message begins on a new line
         raise
     print(flush=True)
     report(llm, stream.completion, params)
@@ -69,15 +73,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prompt(given: str | None) -> str:
-    """Returns the prompt that was given, or stdin's text for `-` and where a pipe stands in for a prompt."""
+def _prompt(given: list[str]) -> str:
+    """Joins the parts of the prompt, a `-` replaced by stdin's text; without a part the prompt comes from a pipe."""
     ways = "give it as an argument, through a pipe, with --prompt, or many with --prompts-file"
-    if given is None and (sys.stdin is None or sys.stdin.isatty()):
+    if not given and (sys.stdin is None or sys.stdin.isatty()):
         raise Qwen3Error(f"there is no prompt: {ways}")
-    prompt = read_stdin(ways) if given in (None, "-") else given
+    prompt = "\n\n".join(read_stdin(ways) if part == "-" else part for part in given or ["-"])
     if not prompt:
         raise Qwen3Error(f"the prompt is empty: {ways}")
     return prompt
+
+
+def _waits_in_a_pipe() -> bool:
+    """Tells whether stdin is a pipe that holds text, as far as the system can say without reading it."""
+    try:
+        import fcntl
+        import termios
+
+        waiting = bytearray(4)
+        if not stat.S_ISFIFO(os.fstat(0).st_mode):
+            return False
+        fcntl.ioctl(0, termios.FIONREAD, waiting)
+        return any(waiting)
+    except (ImportError, OSError):
+        return False
 
 
 def read_stdin(advice: str) -> str:

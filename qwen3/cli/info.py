@@ -10,7 +10,7 @@ from .options import add_engine
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a folder, a hub id (fetches config.json alone where the model is not here), or tiny"
     parser.add_argument("model", nargs="?", metavar="MODEL", help=text)
-    parser.add_argument("-m", "--model", "--repo_id", dest="repo_id", metavar="MODEL", help="the same as an option")
+    parser.add_argument("-m", "--model", "--repo_id", dest="repo_id", metavar="MODEL", help="the model, as an option")
     add_engine(parser, "device", "dtype")
 
 

@@ -9,7 +9,7 @@ from threading import current_thread, main_thread
 
 @contextmanager
 def ends_at_once() -> Iterator[None]:
-    """Lets Ctrl-C end the process without a word, with exit code 130.
+    """Lets Ctrl-C end the process silently, with exit code 130.
 
     For imports alone, where nothing can be lost: a KeyboardInterrupt in half an import is swallowed, or comes out as
     another error. A process that ignores Ctrl-C goes on ignoring it.

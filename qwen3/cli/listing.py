@@ -6,17 +6,18 @@ from pathlib import Path
 
 from ..config.hf import model_config
 from ..errors import Qwen3Error, shown
-from ..load.contents import CONFIG, names_in
+from ..load.contents import CONFIG
+from ..load.index import weight_bytes
 from ..load.resolve import STAGING, TINY, cached_models, is_complete, local_models, models_folder, resolve
 from ..measure.memory import gigabytes
 
 
 def lines() -> Iterator[str]:
-    """Yields the lines of a table of models; a star marks the one that answers where none is named."""
+    """Yields the lines of a table of models; a star marks the default."""
     default = resolve(None)
     rows = [("", "MODEL", "SIZE", "FOLDER")]
     for name, folder, state in _models():
-        size = state or gigabytes(_weights_size(folder))
+        size = state or gigabytes(weight_bytes(folder) or 0)
         rows.append(("*" if folder == default else "", name, size, shown(str(folder))))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
@@ -25,7 +26,7 @@ def lines() -> Iterator[str]:
 
 
 def _models() -> Iterator[tuple[str, Path, str]]:
-    """Yields (name, folder, what keeps it from running); of the cache only models that can run."""
+    """Yields (name, folder, why it cannot run); from the cache only models that can run."""
     yield "tiny", TINY, ""
     here = set()
     for folder in local_models(models_folder()):
@@ -38,7 +39,7 @@ def _models() -> Iterator[tuple[str, Path, str]]:
 
 
 def _state(folder: Path) -> str:
-    """What keeps a folder's model from running, in a few words; empty where nothing is seen to."""
+    """Returns why a folder's model cannot run, in a few words; empty if no reason is found."""
     if os.path.lexists(folder / STAGING) or not os.path.lexists(folder / CONFIG):
         return "not complete"
     try:
@@ -46,8 +47,3 @@ def _state(folder: Path) -> str:
     except Qwen3Error:
         return "not supported"
     return "" if is_complete(folder) else "not complete"
-
-
-def _weights_size(folder: Path) -> int:
-    names = [name for name in names_in(folder) if name.endswith(".safetensors")]
-    return sum(os.path.getsize(folder / name) for name in names if os.path.isfile(folder / name))

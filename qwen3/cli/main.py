@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None, then_exits: bool = False) -> int:
     then_exits: nothing follows in this process, so that another Ctrl-C is ignored while the first one ends the command.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     kept = sys.stdout
     with guarded():
         try:
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None, then_exits: bool = False) -> int:
             return _failed(str(error))
         except KeyboardInterrupt:
             if then_exits:
-                # Before the model is let go of: its thread ends at its next layer, and must not be torn down before.
+                # Before the model is dropped: the process must not exit before the thread has ended at its next layer.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             print(file=sys.stderr)
             return 130
@@ -67,7 +69,11 @@ def _failed(message: str) -> int:
 
 
 def _parser(words: list[str]) -> argparse.ArgumentParser:
-    parser = Parser(prog="qwen3", description="Run Qwen3 models, mixture of experts and dense.")
+    parser = Parser(
+        prog="qwen3",
+        description="Run Qwen3 models, mixture of experts and dense.",
+        epilog='`qwen3 COMMAND --help` shows the options of a command. To begin: qwen3 generate "def fibonacci(n):"',
+    )
     parser.add_argument("--version", action="version", version=f"qwen3-triton {__version__}")
     verbose = "show what the model runs on, the speed of each answer and other messages, on stderr"
     parser.add_argument("-v", "--verbose", action="store_true", help=verbose)
@@ -75,7 +81,7 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     asked = next((word for word in words if not word.startswith("-")), None)
     for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == asked:
             module = import_module(f".{name}", __package__)
             module.add_arguments(command)

@@ -1,4 +1,4 @@
-"""The model that a command asks for, and what is said about it on stderr."""
+"""Loads the model of a command, and describes it on stderr."""
 
 import argparse
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 from ..config.model import dtype_name
 from ..errors import Qwen3Error
 from ..llm import LLM
-from ..load.resolve import TINY, resolve
+from ..load.contents import refuse_file_of_model
+from ..load.resolve import TINY, model_name, resolve
 from ..measure.expert_load import check_expert_stats, write_expert_stats
 from ..measure.memory import gigabytes, peak_bytes
 from ..measure.roofline import copy_bandwidth, roofline_lines
@@ -25,12 +26,13 @@ def size_text(llm: LLM) -> str:
 def load_model(args: argparse.Namespace, chats: bool) -> LLM:
     """Loads the model that the options ask for, and says on stderr which it is and what it runs on.
 
-    chats: only a model with a chat template will do. That is checked before the weights are read, as all else is that
-    needs no weights.
+    chats: require a chat template. It is checked before the weights are read.
     """
     if args.expert_stats:
         check_expert_stats(args.expert_stats)
     folder = resolve(args.repo_id)
+    if args.expert_stats:
+        refuse_file_of_model(args.expert_stats, folder, "--expert-stats")
     if chats or args.no_thinking:
         require_template(folder, chats, args.no_thinking)
     llm = LLM(
@@ -40,9 +42,9 @@ def load_model(args: argparse.Namespace, chats: bool) -> LLM:
         expert_stats=args.stats or args.expert_stats is not None,
     )
     if args.expert_stats and llm.stats.experts is None:
-        raise Qwen3Error(f"--expert-stats: {llm.folder} is a dense model and has no experts: leave it out")
-    place = f"{llm.device} · {dtype_name(llm.dtype)} · {llm.backend}"
-    say(f"{llm.folder} · {size_text(llm)} · {place}")
+        raise Qwen3Error(f"--expert-stats: {model_name(llm.folder)} is a dense model and has no experts: leave it out")
+    place = f"{llm.device} · {dtype_name(llm.dtype)} · {llm.backend} backend"
+    say(f"{model_name(llm.folder)} · {size_text(llm)} · {place}")
     return llm
 
 
@@ -51,15 +53,17 @@ def require_template(folder: Path, chats: bool, no_thinking: bool) -> None:
     tokenizer = Tokenizer.from_folder(folder)
     if not tokenizer.has_chat_template:
         if not chats:
-            raise Qwen3Error(f"--no-thinking needs a chat template, and {folder} has none: leave it out")
+            raise Qwen3Error(f"--no-thinking needs a chat template, and {model_name(folder)} has none: leave it out")
         advice = "use `qwen3 generate`, or a model that can chat"
         if folder == TINY:
-            advice = "`qwen3 download --repo_id Qwen/Qwen3-0.6B` fetches one that can (1.5 GB)"
-        raise Qwen3Error(f"{folder} has no chat template, so it cannot chat: {advice}")
+            advice = "`qwen3 download Qwen/Qwen3-0.6B` fetches one that can (1.5 GB)"
+        raise Qwen3Error(f"{model_name(folder)} has no chat template, so it cannot chat: {advice}")
     if no_thinking:
         probe = [{"role": "user", "content": "?"}]
         if tokenizer.apply_chat_template(probe) == tokenizer.apply_chat_template(probe, enable_thinking=False):
-            raise Qwen3Error(f"--no-thinking: the chat template of {folder} has no switch for thinking: leave it out")
+            raise Qwen3Error(
+                f"--no-thinking: the chat template of {model_name(folder)} has no switch for thinking: leave it out"
+            )
 
 
 def print_statistics(args: argparse.Namespace, llm: LLM) -> None:

@@ -86,6 +86,8 @@ def _add_field(parser: Options, option: Field, default: Any) -> None:
         parser.add_argument(f"--no-{flag}" if off else f"--{flag}", action="store_const", const=not off, **settings)
         return
     settings["metavar"] = option.metadata["metavar"]
+    if default is not None:
+        settings["help"] += f" (default: {default})"
     if kind is tuple:
         is_text = get_args(_unoptional(option))[0] is str
         parser.add_argument(
@@ -176,6 +178,7 @@ def prompt_options(args: argparse.Namespace) -> PromptOptions:
 def prompt_ids(
     llm: "LLM",
     options: PromptOptions,
+    /,  # a template's variable may have these names
     *,
     prompt: str | None = None,
     messages: list[dict] | None = None,
@@ -188,9 +191,11 @@ def prompt_ids(
     """
     if prompt is not None and (options.raw or not llm.tokenizer.has_chat_template):
         if options.system is not None or not options.thinking or rendering:
+            from ..load.resolve import model_name
+
             system = "a system text" if options.system is not None else None
             what = system or next(iter(rendering), "--no-thinking")
-            why = "--raw was given" if options.raw else f"{llm.folder} has none"
+            why = "--raw was given" if options.raw else f"{model_name(llm.folder)} has none"
             raise Qwen3Error(f"{what} needs a chat template, and {why}")
         return llm.tokenizer.encode(prompt, sanitize_control_tokens=options.sanitize)
     conversation = (messages or []) if prompt is None else [{"role": "user", "content": prompt}]

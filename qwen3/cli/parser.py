@@ -4,10 +4,9 @@ import argparse
 import re
 import sys
 from collections.abc import Collection
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from ..errors import brief, shown
+from ..errors import brief, closest, shown
 
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 
@@ -30,14 +29,17 @@ class Parser(argparse.ArgumentParser):
         return commands
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args(self._checked(sys.argv[1:] if args is None else list(args)), namespace)
+        found, rest = super().parse_known_args(self._checked(sys.argv[1:] if args is None else list(args)), namespace)
+        if rest and not self._command_names:  # here, to name this command's help
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {shown(message)}: see `{self.prog} --help`\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
-            return self._get_value(action, "--")  # argparse takes it for the mark, and the value for an empty list
+            return self._get_value(action, "--")  # argparse would take -- as its separator and return an empty list
         return super()._get_values(action, arg_strings)
 
     def _checked(self, words: list[str]) -> list[str]:
@@ -65,8 +67,11 @@ class Parser(argparse.ArgumentParser):
         return words
 
     def _unknown(self, kind: str, word: str, names: list[str], place: str = "") -> NoReturn:
-        close = get_close_matches(word.replace("_", "-"), names, n=1)
-        self.error(f"there is no {kind} {brief(word)}{place}{f', did you mean {close[0]}?' if close else ''}")
+        # Without their dashes, which every option shares.
+        bare = {name.lstrip("-"): name for name in names}
+        close = closest(word.lstrip("-").replace("_", "-"), bare)
+        meant = f" (did you mean {bare[close]}?)" if close else ""
+        self.error(f"there is no {kind} {brief(word)}{place}{meant}")
 
 
 def _is_option(word: str) -> bool:

@@ -19,11 +19,11 @@ _IN_MESSAGES = {i: shown for i, shown in _ON_A_TERMINAL.items() if chr(i) != "\r
 
 
 class StreamError(Qwen3Error):
-    """stdout cannot be written: nothing that a command could go on with."""
+    """stdout cannot be written, which ends the command."""
 
 
 def _attribute(stream: TextIO | None, name: str) -> Any:
-    """What a library asks of a stream beside writing; a closed one has an encoding, for those who look at it."""
+    """Returns another attribute of a stream; a closed one has an encoding, which libraries read."""
     if stream is None and name == "encoding":
         return "utf-8"
     return getattr(stream, name)
@@ -44,7 +44,7 @@ class Output:
 
     @property
     def coloured(self) -> bool:
-        """Whether `style` does anything: on a terminal that knows it, unless the user wants none (no-color.org)."""
+        """Tells whether `style` writes: on a terminal with colours, unless NO_COLOR is set (no-color.org)."""
         return self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def isatty(self) -> bool:
@@ -123,7 +123,7 @@ class Messages:
 
 @contextmanager
 def guarded() -> Iterator[Output]:
-    """Puts Output and Messages in the place of stdout and stderr; afterwards nothing is left to be written at exit."""
+    """Replaces stdout and stderr by Output and Messages; leaves nothing to be written at exit."""
     kept = sys.stdout, sys.stderr
     output = Output(kept[0])
     errors = getattr(kept[0], "errors", None)
@@ -142,7 +142,8 @@ def guarded() -> Iterator[Output]:
 
 def say(text: str) -> None:
     """Prints one line to stderr, whatever is in it."""
-    print(shown(text, 100_000), file=sys.stderr)
+    if sys.stderr is not None:
+        print(shown(text, 100_000), file=sys.stderr)
 
 
 def require_stdout() -> None:
@@ -166,7 +167,7 @@ def flush_or_discard(stream: TextIO | None) -> None:
 
 
 def discard(stream: TextIO | None) -> None:
-    """Points a stream that cannot be written at /dev/null, so that the interpreter's flush at exit has no complaint."""
+    """Points a stream that cannot be written at /dev/null, so that the interpreter's flush at exit does not fail."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ def _option(default: Any, help: str, metavar: str | None = None) -> Any:
 
 
 def _name(value: Any) -> Any:
-    """The name of a torch.device or torch.dtype; any other value as it is. This room needs no torch for it."""
+    """The name of a torch.device or torch.dtype; any other value as it is. torch is not imported for it."""
     known = type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype")
     return str(value).removeprefix("torch.") if known else value
 

@@ -1,4 +1,4 @@
-"""Reads the small text and JSON files of a model folder, whatever stands in their place."""
+"""Reads the small text and JSON files of a model folder; refuses anything that is not a plain file of text."""
 
 import json
 import os
@@ -13,12 +13,12 @@ MAX_BYTES = 64 << 20
 
 
 def is_there(path: Path) -> bool:
-    """Whether a name exists, as whatever it is: a link without a target is there, and reading it is an error."""
+    """Tells whether a name exists; a link without a target does, and reading it is an error."""
     return os.path.lexists(path)
 
 
 def refuse_stand_in(path: Path, data: bytes) -> None:
-    """Raises Qwen3Error for a file that begins like what git and login pages put in the place of another."""
+    """Raises Qwen3Error for a git-lfs pointer or a web page in place of the file."""
     if data.startswith(b"version https://git-lfs"):
         raise Qwen3Error(f"{path}: is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder")
     if data[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
@@ -54,7 +54,7 @@ def read_text(path: Path, advice: str = "", limit: int = MAX_BYTES) -> str:
 
 
 def parse_json(text: str, source: str) -> Any:
-    """Returns the value of a JSON text. Raises Qwen3Error, which calls it by `source`."""
+    """Returns the value of a JSON text; a Qwen3Error names it `source`."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -17,8 +17,8 @@ FILE = "generation_config.json"
 # Keys that `generation_defaults` reads.
 USED = {
     "bad_words_ids", "do_sample", "eos_token_id", "frequency_penalty", "max_length", "max_new_tokens", "min_new_tokens",
-    "min_p", "no_repeat_ngram_size", "presence_penalty", "repetition_penalty", "sequence_bias", "suppress_tokens",
-    "temperature", "top_k", "top_p",
+    "min_p", "no_repeat_ngram_size", "presence_penalty", "repetition_penalty", "sequence_bias", "stop_strings",
+    "suppress_tokens", "temperature", "top_k", "top_p",
 }  # fmt: skip
 
 # Keys that change no token of an answer, whatever their value.
@@ -46,7 +46,7 @@ ONLY: dict[str, tuple] = {
     "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1.0,), "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,), "exponential_decay_length_penalty": (), "force_words_ids": ([],), "forced_bos_token_id": (),
     "forced_eos_token_id": (), "guidance_scale": (1.0,), "max_time": (), "min_length": (0,), "num_beam_groups": (1,),
-    "num_beams": (1,), "num_return_sequences": (1,), "penalty_alpha": (0.0,), "stop_strings": ([],),
+    "num_beams": (1,), "num_return_sequences": (1,), "penalty_alpha": (0.0,),
     "token_healing": (False,), "top_h": (), "typical_p": (1.0,), "watermarking_config": ({},),
 }  # fmt: skip
 
@@ -70,6 +70,7 @@ class GenerationDefaults:
     min_tokens: min_new_tokens of the file.
     bad_words_ids: sequences that the answer must not hold: bad_words_ids and suppress_tokens.
     logit_bias: (token id, what is added to its score): the sequence_bias of single tokens.
+    stop: stop_strings of the file; a request with stop strings of its own has those alone.
     eos_token_ids: None where the file names none.
     """
 
@@ -86,6 +87,7 @@ class GenerationDefaults:
     no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
+    stop: tuple[str, ...] = ()
     eos_token_ids: tuple[int, ...] | None = None
 
 
@@ -99,7 +101,7 @@ def generation_defaults(folder: Path, vocab_size: int = 2**31) -> GenerationDefa
 
 
 def defaults_from(given: dict[str, Any], source: str = FILE, vocab_size: int = 2**31) -> GenerationDefaults:
-    """The same, from the values of the file, which messages call `source`."""
+    """Returns the defaults from the values of the file; messages name it `source`."""
     refuse_unsupported(given, source)
 
     def value(key: str, default: Any, check: Callable, *bounds: Any, **more: Any) -> Any:
@@ -116,7 +118,8 @@ def defaults_from(given: dict[str, Any], source: str = FILE, vocab_size: int = 2
     return GenerationDefaults(
         temperature=(1.0 if temperature is None else temperature) if sampled else 0.0,
         top_k=max(value("top_k", 50 if given.get("do_sample") else 0, values.whole, -1), 0),
-        top_p=value("top_p", 1.0, values.number, 0, 1, above=True),
+        # Where transformers takes 0, it keeps the most likely token.
+        top_p=max(value("top_p", 1.0, values.number, 0, 1), 1e-6),
         min_p=value("min_p", 0.0, values.number, 0, 1),
         repetition_penalty=value("repetition_penalty", 1.0, values.number, 0, 100, above=True),
         presence_penalty=value("presence_penalty", 0.0, values.number, -100, 100),
@@ -128,6 +131,7 @@ def defaults_from(given: dict[str, Any], source: str = FILE, vocab_size: int = 2
         # As transformers: end-of-text ids are not bad words, but may be suppressed.
         bad_words_ids=tuple(w for w in bad_words if w not in ends) + tuple((i,) for i in suppressed),
         logit_bias=value("sequence_bias", (), _biases, vocab_size),
+        stop=value("stop_strings", (), values.texts),
         eos_token_ids=eos,
     )
 
@@ -135,7 +139,8 @@ def defaults_from(given: dict[str, Any], source: str = FILE, vocab_size: int = 2
 def refuse_unsupported(given: dict[str, Any], source: str) -> None:
     """Raises Qwen3Error for a key that would change the answer and is not supported."""
     for key, value in given.items():
-        if value is None or key in USED or key in NO_EFFECT:
+        # A name with an underscore before it is of the tool that wrote the file.
+        if value is None or key in USED or key in NO_EFFECT or key.startswith("_"):
             continue
         allowed = ONLY.get(key, _OFF)
         if not any(same(value, v) for v in allowed):

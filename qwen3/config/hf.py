@@ -50,8 +50,8 @@ def from_hf(given: dict[str, Any], source: str = "config.json") -> ModelConfig:
         raise Qwen3Error(f"{source}: model_type is {brief(kind)}: only {' and '.join(ARCHITECTURES)} are supported")
     reader = _Reader(given, source)
     _check_architecture(reader, kind)
-    _check_the_rest(given, source)
     layers = reader.whole("num_hidden_layers", 1, MAX_COUNT)
+    _check_the_rest(reader, layers)
     heads = reader.whole("num_attention_heads", 1, MAX_COUNT)
     hidden = reader.whole("hidden_size", 1, MAX_SIZE // 10)
     # transformers' defaults. A dense model's null is as many as query heads.
@@ -97,15 +97,24 @@ def _check_architecture(reader: "_Reader", kind: str) -> None:
         raise Qwen3Error(f"{reader.source}: layer_types names a layer that is not 'full_attention': not supported")
 
 
-def _check_the_rest(given: dict[str, Any], source: str) -> None:
+def _check_the_rest(reader: "_Reader", layers: int) -> None:
     """Refuses keys that would change the output, and names those that are skipped."""
+    given, source = reader.given, reader.source
     rest = sorted(given.keys() - facts.USED - facts.USED_BY_MOE - facts.NO_EFFECT)
     for key in rest:
-        if facts.refused(key, given[key]):
+        if facts.refused(key, given[key]) and not (key == "use_sliding_window" and _slides_nowhere(reader, layers)):
             advice = f", only {brief(facts.ONLY[key][0])}" if key in facts.ONLY else ": remove it if it changes nothing"
             raise Qwen3Error(f"{source}: field {brief(key)} = {brief(given[key])} is not supported{advice}")
     if skipped := [key for key in rest if key not in facts.ONLY]:
         log.info("%s: skipped %s", shown(source), brief(skipped, 400))
+
+
+def _slides_nowhere(reader: "_Reader", layers: int) -> bool:
+    """Whether use_sliding_window reaches no layer: as in transformers, the first max_window_layers have no window."""
+    full = reader.whole("max_window_layers", 0, default=28)  # transformers' default
+    named = reader.given.get("layer_types") is not None  # all of them full, or they are refused
+    window = reader.whole("sliding_window", 0, default=None)
+    return reader.given["use_sliding_window"] is True and (named or window is None or full >= layers)
 
 
 def _dtype(reader: "_Reader") -> torch.dtype | None:
@@ -113,8 +122,14 @@ def _dtype(reader: "_Reader") -> torch.dtype | None:
     return next((DTYPES[name] for name in names if name), None)
 
 
-def _dtype_name(value: Any, name: str) -> str:
+def _dtype_name(value: Any, name: str) -> str | None:
+    """The name of a dtype; "auto" says nothing."""
     plain = values.text(value, name).removeprefix("torch.")
+    plain = {"float": "float32", "fp32": "float32", "half": "float16", "fp16": "float16", "bf16": "bfloat16"}.get(
+        plain, plain
+    )
+    if plain == "auto":
+        return None
     return plain if plain in DTYPES else values.refuse(value, name, f"one of {', '.join(DTYPES)}")
 
 
@@ -146,12 +161,17 @@ def _rope(reader: "_Reader", max_positions: int) -> tuple[float, Yarn | None]:
     said = [(given.get("rope_theta"), f"{source}: rope_theta") for given, source in places]
     thetas = [values.number(theta, name, 1, 1e36, above=True) for theta, name in said if theta is not None]
     if not thetas:
-        raise Qwen3Error(f"{reader.source}: no rope_theta: it differs within this family, so there is no default")
+        raise Qwen3Error(
+            f"{reader.source}: no rope_theta: it differs within this family, so there is no default: add the original "
+            "model's (1000000 in most of Qwen3, 5000000 or 10000000 in the models of July 2025)"
+        )
     rope_type = rope.take("rope_type", values.text, default=rope.take("type", values.text, default="default"))
     if rope_type not in facts.ROPE_USED:
         raise Qwen3Error(f"{rope.source}: rope_type {brief(rope_type)} is not supported, only 'default' and 'yarn'")
     for key, value in rope.given.items():
         if facts.rope_refused(key, value, rope_type):
+            if key == "factor" and not {"rope_type", "type"} & rope.given.keys():
+                raise Qwen3Error(f'{rope.source}: has a factor, but no rope_type: add "rope_type": "yarn" for YaRN')
             raise Qwen3Error(f"{rope.source}: field {brief(key)} = {brief(value)} is not supported")
     beside = reader.whole("original_max_position_embeddings", 1, default=None)
     return thetas[0], _yarn(rope, beside, max_positions) if rope_type == "yarn" else None
@@ -160,6 +180,8 @@ def _rope(reader: "_Reader", max_positions: int) -> tuple[float, Yarn | None]:
 def _yarn(rope: "_Reader", beside: int | None, max_positions: int) -> Yarn:
     """beside: original_max_position_embeddings where it stands outside of the block."""
     name = "original_max_position_embeddings"
+    if isinstance(given := rope.given.get(name), float) and given.is_integer():  # a product that a script wrote
+        rope.given[name] = int(given)
     within = rope.whole(name, 1, default=None)
     original = within if beside is None else beside
     if original is None:

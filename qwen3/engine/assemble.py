@@ -53,7 +53,7 @@ def load_model(
 
 
 def records_graphs(options: EngineConfig, device: torch.device, backend: str) -> bool:
-    """Whether decode steps become CUDA graphs; raises Qwen3Error where they were asked for and cannot."""
+    """Returns whether decode steps become CUDA graphs; raises Qwen3Error if they were requested and cannot."""
     can_record = device.type == "cuda" and backend == "triton" and options.kv_cache
     if options.cuda_graphs and not can_record:
         raise Qwen3Error("cuda_graphs = True needs a GPU, the triton backend and the KV cache: leave it out")
@@ -61,7 +61,7 @@ def records_graphs(options: EngineConfig, device: torch.device, backend: str) ->
 
 
 def assemble(model: Qwen3, options: EngineConfig, max_model_len: int, backend: str, stats: Stats) -> Engine:
-    """The engine of a loaded model. backend: the name of the model's ops."""
+    """Builds the engine of a loaded model. backend: the name of the model's ops."""
     records = records_graphs(options, model.device, backend)
     cache = _kv_cache(model, options, max_model_len)
     name = f"{model.config.source} {model.dtype}"
@@ -118,7 +118,7 @@ def _step_bytes(model: Qwen3, options: EngineConfig, max_model_len: int) -> int:
 
 
 def _largest_step(model: Qwen3, options: EngineConfig, work: tuple[Work, ...], num_blocks: int) -> int:
-    """The GPU memory that one step takes beside weights and KV cache."""
+    """Measures the GPU memory that one step takes beside weights and KV cache."""
     cache = KVCache(model.config, num_blocks, options.kv_block_size, model.dtype, model.device)
     before = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)

@@ -23,7 +23,7 @@ class BlockPool:
         self.renew()
 
     def renew(self) -> None:
-        """Makes every block free and without content, whatever was before; sequences must forget theirs."""
+        """Frees every block and empties the prefix cache; sequences must drop their blocks."""
         self.ref_counts = [0] * self.num_blocks
         self._free = OrderedDict.fromkeys(range(self.num_blocks))
         self._hashes: dict[int, bytes] = {}
@@ -92,7 +92,7 @@ class BlockPool:
         sequence.blocks, sequence.num_cached_blocks = [], 0
 
     def uncache(self, sequence: Sequence) -> None:
-        """Takes the blocks that `sequence` holds out of the prefix cache; those who hold them go on."""
+        """Removes the blocks of `sequence` from the prefix cache; sequences that hold them keep them."""
         for block in sequence.blocks:
             self._evict(block)
 

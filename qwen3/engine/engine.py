@@ -37,7 +37,7 @@ class StepFailed(Exception):
 
 
 def as_exception(error: BaseException) -> Exception:
-    """An error that may be raised in the caller's thread: SystemExit and the like would end more than a request."""
+    """Wraps errors such as SystemExit, which would end more than a request if raised in the caller's thread."""
     return error if isinstance(error, Exception) else RuntimeError(f"the engine broke off: {one_line(error)}")
 
 
@@ -68,7 +68,7 @@ class Engine:
             with self._device():
                 return self._run(scheduled)
         except BaseException as error:
-            # Where the scheduler broke off, nobody knows whose step it was to be.
+            # If the scheduler itself failed, the sequences of the step are unknown.
             failed = list(self.scheduler.live) if scheduled is None else [item.sequence for item in scheduled.work]
             self.recover()
             for sequence in failed:

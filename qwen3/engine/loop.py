@@ -1,6 +1,7 @@
 """The thread that owns an engine: an inbox in, deltas out."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("qwen3")
 
-MOST_FAILURES = 10  # turns in a row that break off, after which the thread ends
+MOST_FAILURES = 10  # consecutive failed turns after which the thread ends
 
 _CLOSED = "this LLM was closed before the answer ended"
 
@@ -70,13 +71,13 @@ class Handle:
         return self.sequence.completion("".join(self._text), self.finish_reason, self.stop_string)
 
     def broken_off(self, error: Exception) -> Completion:
-        """What there is of an answer that ended with an error in place of a delta."""
+        """Returns the part of an answer that was made before it ended with an error instead of a delta."""
         self.finish_reason = "error"
         return replace(self.completion(), error=str(error))
 
 
 class _Message(NamedTuple):
-    """What the engine's thread runs between two steps, and what it calls if that breaks off."""
+    """A call that the engine's thread runs between two steps, and another for when the first fails."""
 
     run: Callable[[], object]
     fail: Callable[[Exception], object]
@@ -94,11 +95,12 @@ class EngineLoop:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: SimpleQueue[_Message | None] = SimpleQueue()
-        self._message: _Message | None = None  # the one that is being handled
+        self._message: _Message | None = None  # the message that is being handled
         self._handles: dict[Sequence, Handle] = {}
         # Held for an instant, never during a step. Reentrant: garbage collection may close a stream while it is held.
         self._sending = threading.RLock()
         self._closed = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="qwen3-engine", daemon=True)
         self._thread.start()
 
@@ -138,6 +140,8 @@ class EngineLoop:
 
     def close(self) -> None:
         """Ends the thread; the step that it runs breaks off at its next layer, and all requests get an error."""
+        if os.getpid() != self._process:
+            return  # a fork has no thread
         with self._sending:
             self._closed = True
             self._inbox.put(None)
@@ -152,6 +156,8 @@ class EngineLoop:
                 hook.remove()
 
     def _send(self, message: "_Message") -> None:
+        if os.getpid() != self._process:
+            raise Qwen3Error("this LLM was made before this process was forked: make one in the process that uses it")
         with self._sending:
             if self._closed:
                 raise Qwen3Error("this LLM is closed: make a new one")
@@ -190,7 +196,7 @@ class EngineLoop:
         return True
 
     def _break_off(self, reason: Exception) -> None:
-        """Makes the engine's books anew after an error or interrupt at any line, and tells everybody who waits."""
+        """Rebuilds the engine's state after an error or interrupt at any line, and ends the waiting requests."""
         self._engine.abandon()
         message, self._message = self._message, None
         if message is not None:
@@ -205,7 +211,7 @@ class EngineLoop:
             if idle and self._inbox.empty():
                 release_threads()
             try:
-                # Never in a local variable alone, with which an error would lose it.
+                # Not only in a local variable: an error would lose it.
                 self._message = self._inbox.get(block=idle)
             except Empty:
                 return True
@@ -256,5 +262,5 @@ class EngineLoop:
         try:
             handle.deliver(item)
         except RuntimeError:
-            # The event loop of the reader is closed: nobody waits for this answer any more.
+            # The reader's event loop is closed, so the answer has no reader.
             self._drop([handle])

@@ -54,7 +54,7 @@ def _token_ids(value: Any, name: str) -> tuple[int, ...]:
 
 
 def _logit_bias(value: Any, name: str) -> dict[int, float]:
-    """Token ids, which JSON writes as strings, and what is added to their scores."""
+    """Checks {token id: bias}; JSON writes the ids as strings."""
     if not isinstance(value, dict):
         values.refuse(value, name, "an object of token ids and numbers, such as {1234: -100}")
     biases: dict[int, float] = {}

@@ -14,7 +14,7 @@ class TokenLogprob(NamedTuple):
 
 @dataclass(frozen=True)
 class Metrics:
-    """Counts and seconds of one request; times count from when it was submitted, 0 where there was no token.
+    """Counts and seconds of one request; times count from its submission and are 0 if there was no token.
 
     cached_prompt_tokens: found in the KV cache when the request was admitted.
     computed_prompt_tokens: computed, twice where a preemption took them away.

@@ -61,7 +61,7 @@ class Sampler:
 
     @staticmethod
     def error(logits: Tensor, sequence: Sequence) -> str:
-        """Why nothing could be sampled from the scores logits [V] of the next token. Waits for the device."""
+        """Explains why no token could be sampled from the scores logits [V]. Waits for the device."""
         count = len(sequence.token_ids) - sequence.prompt_length + 1
         if bool(logits.isfinite().all()):
             return (
@@ -81,7 +81,7 @@ def _logprob(logits: Tensor, token: int, count: int) -> TokenLogprob:
 
 
 def adjusted(logits: Tensor, sequences: list[Sequence]) -> Tensor:
-    """The scores that are sampled from, in the order of transformers: biases, penalties, then -inf for banned tokens.
+    """Adjusts the scores in the order of transformers: biases, penalties, then -inf for banned tokens.
 
     logits [S, V] -> [S, V], a copy if any row changes.
     """
@@ -100,13 +100,13 @@ def adjusted(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     if banned:
         out = out.clone() if out is logits else out
         index = to_device([rows, banned], logits.device)
-        # A value that is on the device already: another would have to wait for it.
+        # A value already on the device: copying one there would wait for the device.
         out.index_put_((index[0], index[1]), out.new_full((), float("-inf")))
     return out
 
 
 def banned_ids(sequence: Sequence) -> set[int]:
-    """The ids that may not be sampled next, prompt and answer being as they are."""
+    """Returns the ids that may not be sampled after this prompt and answer."""
     p, ids = sequence.sampling, sequence.token_ids
     banned = set(sequence.stop_ids) if len(ids) - sequence.prompt_length < p.min_tokens else set()
     banned.update(word[-1] for word in p.bad_words if word and _ends_with(ids, word[:-1]))
@@ -121,7 +121,7 @@ def _ends_with(ids: list[int], end: tuple[int, ...]) -> bool:
 
 
 def _followers(ids: list[int], start: list[int]) -> set[int]:
-    """The ids that follow `start` anywhere in `ids`."""
+    """Returns the ids that follow `start` anywhere in `ids`."""
     if not start:
         return set(ids)
     found: set[int] = set()

@@ -165,7 +165,7 @@ class Scheduler:
         for i, (sequence, token, logprob) in enumerate(zip(sampled, token_ids, logprobs)):
             if errors and i in errors:
                 sequence.error = errors[i]
-                # What it computed may not be finite either.
+                # The K and V in its blocks may not be finite either.
                 self.pool.uncache(sequence)
                 self.finish(sequence, "error")
                 continue
@@ -199,7 +199,7 @@ class Scheduler:
     def recover(self) -> None:
         """Requeues everything after an error or interrupt at any line, here, in the pool or in a step.
 
-        What a step has written is unknown and the books may be half made, so they are made anew and nothing is reused.
+        The state may be half updated and the contents of blocks are unknown, so both are rebuilt and nothing is reused.
         """
         self.pool.renew()
         self.live = {sequence: None for sequence in self.live if sequence.finish_reason is None}

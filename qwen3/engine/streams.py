@@ -18,7 +18,7 @@ class Stream:
     def __init__(self, loop: EngineLoop, request: Request) -> None:
         arrived: SimpleQueue[Delta | Exception] = SimpleQueue()
         self._handle = Handle(request, arrived.put)
-        # The generator knows nothing of this object, so that dropping this object closes it.
+        # The generator holds no reference to this object, so dropping this object closes it.
         self._pieces = _pieces(loop, self._handle, arrived)
 
     def __iter__(self) -> Iterator[str]:
@@ -36,7 +36,7 @@ class Stream:
 
 
 class AsyncStream:
-    """The same for an event loop, which it never holds up.
+    """The same for an event loop, which it never blocks.
 
     prepare: makes the request when the first piece is asked for, in a thread of its own.
     """
@@ -60,7 +60,7 @@ class AsyncStream:
 
 
 def _raised(item: Delta | Exception) -> Delta:
-    """Returns a delta; raises what came in place of one."""
+    """Returns a delta; raises an error that came instead of one."""
     if isinstance(item, Exception):
         raise item
     return item

@@ -1,6 +1,7 @@
-"""Says what a folder or a repository holds where a model is missing, from the names of its files."""
+"""Describes by its file names what a folder or a repository holds instead of a model."""
 
 import os
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -33,6 +34,10 @@ _KINDS = (
 )
 # What training leaves beside weights, and says nothing about them.
 _BESIDE = ("training_args.bin", "optimizer*", "scheduler*", "rng_state*")
+_MODEL_FILES = (
+    CONFIG, TOKENIZER, ADAPTER, "generation_config.json", "tokenizer_config.json", "chat_template.*", "vocab.json",
+    "merges.txt", "*.safetensors", "*.index.json", "*.gguf", "*.bin",
+)  # fmt: skip
 NEEDED = "a model has config.json, tokenizer.json and safetensors weights"
 
 
@@ -64,6 +69,20 @@ def instead_of_tokenizer(names: list[str]) -> str | None:
     if found := sorted(name for name in names if name.endswith((".tiktoken", "tokenizer.model"))):
         return f"holds {found[0]}, but no {TOKENIZER}, which is the only kind of tokenizer that is read"
     return None
+
+
+def refuse_file_of_model(path: str | os.PathLike[str], folder: Path, name: str) -> None:
+    """Raises Qwen3Error where an output, which `name` calls, would replace a file of the model in `folder`."""
+    own = [file for file in names_in(folder) if any(fnmatch(file, pattern) for pattern in _MODEL_FILES)]
+    if any(_is_same(path, folder / file) for file in own):
+        raise Qwen3Error(f"{name} {path}: is a file of the model: name another file")
+
+
+def _is_same(path: str | os.PathLike[str], other: Path) -> bool:
+    # One that is not there, may not be looked at, or is no path.
+    with suppress(OSError, ValueError):
+        return os.path.samefile(path, other)
+    return False
 
 
 def names_in(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What to say where the hub, the network or the disk fails; no message holds the access token."""
+"""Error messages for failures of the hub, the network or the disk; none holds the access token."""
 
 import importlib
 import re
@@ -40,7 +40,7 @@ def access_token(token: str | None) -> str | None:
             token = get_token()
         except (OSError, ValueError) as error:
             raise Qwen3Error(
-                f"{source} cannot be read ({type(error).__name__}): mend {constants.HF_TOKEN_PATH}"
+                f"{source} cannot be read ({type(error).__name__}): correct {constants.HF_TOKEN_PATH}"
             ) from None
     if token is None:
         return None
@@ -114,7 +114,7 @@ def explain(error: Exception, page: str, revision: str, found: bool, names: list
 
 
 def _lacks(page: str, name: str, names: list[str]) -> str:
-    """What to say of a repository without a file that a model needs."""
+    """Returns the message for a repository that lacks a file of a model."""
     what = instead_of_tokenizer(names) if name == TOKENIZER else instead(names)
     if what:
         return f"no {name} at {page}, which {what}"

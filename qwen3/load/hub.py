@@ -91,11 +91,13 @@ def fetch_description(
 
 
 def _hub_name(repo_id: str, revision: str | None) -> HubName:
-    """The model and revision that a caller names, whichever way."""
+    """Returns the model and revision of an id or an address."""
     text = model_text(repo_id)
     name = hub_name(text)
     if name is None:
-        raise Qwen3Error(f"no such model: {brief(text, 200)}: a model on the hub is named Organisation/Name")
+        raise Qwen3Error(
+            f"no such model: {brief(text, 200)}: a model on the hub is named Organisation/Name, such as Qwen/Qwen3-0.6B"
+        )
     if revision is None:
         return name
     if not isinstance(revision, str) or not revision.strip() or not revision.isprintable():

@@ -28,7 +28,7 @@ def shard_names(index: dict[str, Any], source: str) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise Qwen3Error(f"{source}: weight_map is {brief(weight_map)}: it must name the file of every tensor")
     for name in weight_map.values():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.()+@=, -]+\.safetensors", name):
             raise Qwen3Error(f"{source}: weight_map must name safetensors files beside it, not {brief(name)}")
     return sorted(set(weight_map.values()))
 
@@ -38,7 +38,8 @@ def without_index(names: list[str], source: str) -> list[str]:
 
     Shards say in their names how many they are; other safetensors files are all taken. None: an empty list.
     """
-    found = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_"))
+    # Names that begin with a dot are what macOS and unfinished copies leave.
+    found = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith(("adapter_", ".")))
     shards = [match for name in found if (match := _SHARD.fullmatch(name))]
     if not shards:
         return found
@@ -80,7 +81,7 @@ def weight_files(folder: Path) -> list[Path]:
         if file.is_file():
             continue
         if is_there(file):
-            raise Qwen3Error(f"{file}: is no file, or a link whose target is missing: download the file again")
+            raise Qwen3Error(f"{file}: is not a file, or a link whose target is missing: download the file again")
         if names == [WEIGHTS] and (what := instead(names_in(folder))):
             raise Qwen3Error(f"{folder}: {what} (only safetensors are read)")
         raise Qwen3Error(f"{file}: no such file: the checkpoint is not complete, download it again")

@@ -85,9 +85,11 @@ def _places(model: Qwen3, headers: dict[Path, dict[str, Header]], folder: Path) 
             destination, covers = destinations[name]
             if found[given].shape != destination.shape:
                 got, want = list(found[given].shape), list(destination.shape)
-                # Tokens were added without a word in config.json, or rows were padded.
+                # Tokens were added without a change of config.json, or rows were padded.
                 rows = name in (EMBEDDING, HEAD) and got[1:] == want[1:]
                 advice = f": set vocab_size to {got[0]} there if the tokenizer belongs to the file" if rows else ""
+                if 0 in got:
+                    advice = ": it is empty, as DeepSpeed's ZeRO-3 saves what it has not gathered: run zero_to_fp32.py"
                 raise Qwen3Error(f"{where} has shape {got}, {model.config.source} says {want}{advice}")
             if tied and published[given] == HEAD:
                 places[given] = None
@@ -117,7 +119,7 @@ def _fill(destination: Tensor, tensor: Tensor, where: str) -> bool:
 
 
 def _unexpected(name: str, model: Qwen3) -> str:
-    """What to say of a tensor that the model has no place for."""
+    """Returns the message for a tensor that the model does not have."""
     config = model.config
     parts = name.split(".")
     if parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal() and len(parts[2]) < 9:
@@ -131,7 +133,7 @@ def _unexpected(name: str, model: Qwen3) -> str:
 
 
 def _missing(missing: set[str], model: Qwen3) -> str:
-    """What to say of tensors that no file holds."""
+    """Returns the message for tensors that no file holds."""
     source, more = model.config.source, f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     said = f"tensor {min(missing)!r}{more} missing from the checkpoint"
     if missing == {HEAD}:
@@ -144,5 +146,5 @@ def _missing(missing: set[str], model: Qwen3) -> str:
     last = tuple(f"model.layers.{layer}." for layer in range(first, model.config.num_layers))
     if first and missing == {name for name in model.published() if name.startswith(last)}:
         layers = f"num_hidden_layers is {model.config.num_layers} in {source}, the files end before layer {first}"
-        return f"{said}: {layers}: download it again or mend that number"
+        return f"{said}: {layers}: download it again or correct that number"
     return f"{said}: download it again"

@@ -3,7 +3,6 @@
 import os
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..config.files import read_text
-from ..errors import Qwen3Error, brief
+from ..errors import Qwen3Error, brief, closest
 from .contents import CONFIG, TOKENIZER, kind_of, refuse_what_is_no_model
 from .index import weight_names
 
@@ -59,19 +58,26 @@ def resolve(model: str | os.PathLike[str] | None, models_dir: str | os.PathLike[
     text = model_text(model)
     if text == "tiny" and isinstance(model, str):
         return TINY
-    path = Path(os.path.expanduser(text))
+    path = Path(os.path.expanduser(unquote(urlsplit(text).path) if text.startswith("file:///") else text))
     if text and os.path.isdir(path):
-        return _in_folder(path, text)
+        # A folder without a model that happens to have the name of one, as an unfinished clone leaves it.
+        found = None if os.path.lexists(path / CONFIG) or path.is_absolute() else _complete(hub_name(text), models)
+        return found or _in_folder(path, text)
     if text and os.path.lexists(path):
         what = f" but {what}" if (what := kind_of(path.name)) else ""
-        raise Qwen3Error(f"{brief_name(text)}: is no folder{what}: give the folder that holds {CONFIG}")
-    name = hub_name(text) if isinstance(model, str) else None
+        raise Qwen3Error(f"{brief_name(text)}: is not a folder{what}: give the folder that holds {CONFIG}")
+    name = hub_name(text)
     if name is None:
         near = f"did you mean {close}? else " if (close := _similar(text, models)) else ""
         raise Qwen3Error(
             f'no such model: {brief_name(text)}: {near}give a folder, a hub id like Qwen/Qwen3-30B-A3B, or "tiny"'
         )
     return _by_id(name, models)
+
+
+def model_name(folder: Path) -> str:
+    """A model's folder as a message shows it; the embedded model by its name."""
+    return "tiny" if folder == TINY else str(folder)
 
 
 def model_text(model: object) -> str:
@@ -193,35 +199,42 @@ def _in_folder(path: Path, text: str) -> Path:
     return path
 
 
-def _by_id(name: HubName, models: Path) -> Path:
-    """The folder of a hub id: a complete one in `models`, else a complete snapshot in the cache."""
-    folder = models / name.id
+def _complete(name: HubName | None, models: Path) -> Path | None:
+    """The folder of a hub id: a complete one in `models`, else a complete snapshot in the cache, else None."""
+    if name is None:
+        return None
     # A download keeps no name of its revision: an address with one is looked up in the cache alone.
-    downloaded = name.revision in (None, constants.DEFAULT_REVISION)
-    if downloaded and is_complete(folder):
-        return folder
+    if name.revision in (None, constants.DEFAULT_REVISION) and is_complete(models / name.id):
+        return models / name.id
     found = cached(name.id, name.revision)
-    if found is not None and is_complete(found):
-        return found
+    return found if found is not None and is_complete(found) else None
+
+
+def _by_id(name: HubName, models: Path) -> Path:
+    """The folder of a hub id; raises Qwen3Error, which says where it looked, where none is complete."""
+    if complete := _complete(name, models):
+        return complete
+    folder, found = models / name.id, cached(name.id, name.revision)
+    downloaded = name.revision in (None, constants.DEFAULT_REVISION)
     if found is not None and os.path.isfile(found / CONFIG) and not folder.exists():
         state = f"it is in {found}, but not complete"
     elif downloaded and os.path.lexists(folder):
         state = "its download is not complete"
     else:
-        state = f"it is not in {models}, nor complete in the Hugging Face cache {hub_cache()}"
+        state = f"it is not in the folder {models}, nor complete in the Hugging Face cache {hub_cache()}"
     if close := _similar(name.id, models):
         state += f"; did you mean {close}?"
     revision = f" --revision {name.revision}" if name.revision else ""
-    raise Qwen3Error(f"no such model: {name.id}: {state}: run `qwen3 download --repo_id {name.id}{revision}`")
+    raise Qwen3Error(f"no such model: {name.id}: {state}: run `qwen3 download {name.id}{revision}`")
 
 
 def _similar(text: str, models: Path) -> str | None:
     """The id of a model that is here, for one that was mistyped or named without its organisation."""
     here = {f"{folder.parent.name}/{folder.name}": folder.name for folder in local_models(models)} | cached_models()
     for name in here:
-        if name.lower().endswith(f"/{text.lower()}"):
+        if text and f"/{name}".lower().endswith(f"/{text.lower()}"):
             return name
-    return next(iter(get_close_matches(text[:100], here, n=1, cutoff=0.8)), None)
+    return closest(text, here, cutoff=0.8)
 
 
 def local_models(models: Path) -> list[Path]:

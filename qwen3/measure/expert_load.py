@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -71,6 +72,9 @@ def check_expert_stats(path: Path) -> None:
         )
     if not path.absolute().parent.is_dir():
         raise Qwen3Error(f"--expert-stats {path}: its folder does not exist: make it first")
+    for file in (path, path.with_suffix(".png")):
+        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+            raise Qwen3Error(f"--expert-stats {file}: is there and no file that can be written: name another one")
 
 
 def write_expert_stats(experts: ExpertLoad, path: Path) -> None:

@@ -17,7 +17,7 @@ UNLIMITED = 2**60
 def available_bytes(device: torch.device) -> int:
     """Free memory of a GPU, or what this machine and the control groups of this process can still give."""
     if device.type == "cuda":
-        # Memory that PyTorch keeps for later counts as used, but is given to whoever asks next in this process.
+        # Memory that PyTorch caches counts as used, but serves the next allocation of this process.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     available = _proc_kilobytes("/proc/meminfo", "MemAvailable:")
@@ -67,7 +67,7 @@ def _droppable(path: PurePosixPath, prefix: str) -> int:
 
 
 def _lines(path: str) -> list[str]:
-    """The lines of a file of the system, none where there is no such thing."""
+    """Returns the lines of a system file, none if it is missing."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().splitlines()
@@ -76,7 +76,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _number(path: PurePosixPath) -> int | None:
-    """The number that a file of the system holds; None for "max" and where there is no such file."""
+    """Returns the number in a system file; None for "max" or a missing file."""
     text = "".join(_lines(str(path))).strip()
     return int(text) if text.isdecimal() else None
 
@@ -110,7 +110,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def _proc_kilobytes(path: str, name: str) -> int | None:
-    """One figure of a file under /proc, None where there is no such thing."""
+    """Returns one figure of a file under /proc, None if it is missing."""
     return next((int(line.split()[1]) for line in _lines(path) if line.startswith(name)), None)
 
 

@@ -5,6 +5,7 @@ import time
 
 import torch
 
+from ..errors import counted
 from ..model.footprint import footprint
 from ..model.qwen3 import Qwen3
 from .memory import gigabytes
@@ -46,9 +47,8 @@ def roofline_lines(model: Qwen3, stats: Stats, bandwidth: float) -> list[str]:
             continue
         read = bytes_read(model, stats, phase is stats.decode)
         rate = read / phase.seconds
-        lines.append(
-            f"{name}: {phase.tokens:,} tokens in {phase.steps:,} steps, {phase.tokens / phase.seconds:,.1f} tokens/s · "
-            f"{gigabytes(read)} to read, {rate / 1e9:,.1f} GB/s, {rate / bandwidth:.0%} of the copy bandwidth "
-            f"({bandwidth / 1e9:,.1f} GB/s)"
-        )
+        speed = f"{phase.tokens / phase.seconds:,.1f} tokens/s"
+        share = f"{rate / 1e9:,.2f} GB/s, {rate / bandwidth:.0%} of the copy bandwidth ({bandwidth / 1e9:,.1f} GB/s)"
+        done = f"{counted(phase.tokens, 'token')} in {counted(phase.steps, 'step')}"
+        lines.append(f"{name}: {done}, {speed} · {gigabytes(read)} to read, {share}")
     return lines

@@ -137,13 +137,21 @@ class Experts(nn.Module):
         return found
 
     def stacked(self) -> dict[str, tuple[Tensor, list[str]]]:
-        """Names under which newer files hold all experts in one tensor: its memory and the names that it stands for."""
-        experts = range(self.num_experts)
-        both = [f"{self.name}.{e}.{part}_proj.weight" for e in experts for part in ("gate", "up")]
-        downs = [f"{self.name}.{e}.down_proj.weight" for e in experts]
+        """Names under which transformers 5, and MLX, hold all experts in one tensor.
+
+        Each with its memory and the names that it stands for.
+        """
+        gates, ups, downs = (
+            [f"{self.name}.{e}.{part}_proj.weight" for e in range(self.num_experts)] for part in ("gate", "up", "down")
+        )
+        gate_up, mlx = self.gate_up.data, f"{self.name.removesuffix('experts')}switch_mlp"
+        middle = gate_up.shape[1] // 2
         return {
-            f"{self.name}.gate_up_proj": (self.gate_up.data, both),
+            f"{self.name}.gate_up_proj": (gate_up, gates + ups),
             f"{self.name}.down_proj": (self.down.data, downs),
+            f"{mlx}.gate_proj.weight": (gate_up[:, :middle], gates),
+            f"{mlx}.up_proj.weight": (gate_up[:, middle:], ups),
+            f"{mlx}.down_proj.weight": (self.down.data, downs),
         }
 
     @property

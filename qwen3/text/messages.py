@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Container
-from difflib import get_close_matches
 from typing import Any
 
-from ..errors import Qwen3Error, brief, one_line
+from ..errors import Qwen3Error, brief, closest, one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 # Keys under which clients send the reasoning of a message; templates read the first.
@@ -15,25 +14,27 @@ SILENT_KEYS = frozenset((
     "annotations", "audio", "created", "created_at", "finish_reason", "id", "index", "logprobs", "name", "object",
     "status", "stop_reason", "timestamp", "tool_call_id", "train", "type", "weight",
 ))  # fmt: skip
-_TEXT_PARTS = ("text", "input_text", "output_text")
+# Types of parts, each with the key of its text.
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
-def normalize(messages: Any, template_strings: Container[str]) -> list[dict]:
-    """Checks messages and copies them for a template: JSON types only, no null values, one key for reasoning.
+def normalize(messages: Any, template_strings: Container[str], argument_texts: bool = False) -> list[dict]:
+    """Checks messages and copies them for a template: JSON types only, one key for reasoning, no null values.
 
-    Content becomes text or a list of texts, the arguments of a tool call an object where they are the text of one, the
-    role developer system. template_strings: the strings that stand in the template, which may name more roles.
+    Content becomes text or a list of texts, None where there is none beside tool calls; the arguments of a tool call an
+    object where they are the text of one, with `argument_texts` their JSON text; the role developer system.
+    template_strings: the strings that stand in the template, which may name more roles.
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise Qwen3Error("messages must be a list of at least one dict with role and content")
-    return [_message(message, f"messages[{i}]", template_strings) for i, message in enumerate(messages)]
+    return [_message(m, f"messages[{i}]", template_strings, argument_texts) for i, m in enumerate(messages)]
 
 
-def _message(message: Any, name: str, template_strings: Container[str]) -> dict:
+def _message(message: Any, name: str, template_strings: Container[str], argument_texts: bool) -> dict:
     if callable(getattr(message, "model_dump", None)):  # as OpenAI's client returns them
         try:
             message = message.model_dump()
-        except Exception as error:  # any object has come here
+        except Exception as error:  # the value may be any object
             raise Qwen3Error(f"{name} cannot be read as a message: {one_line(error)}") from None
     if not isinstance(message, dict):
         raise Qwen3Error(f"{name} is a {type(message).__name__}, a dict with role and content is needed")
@@ -43,7 +44,8 @@ def _message(message: Any, name: str, template_strings: Container[str]) -> dict:
     if not isinstance(calls, list):
         raise Qwen3Error(f"{name}.tool_calls is {brief(calls)}: it must be a list of tool calls")
     if calls:
-        message["tool_calls"] = [_tool_call(call, f"{name}.tool_calls[{i}]") for i, call in enumerate(calls)]
+        named = [(call, f"{name}.tool_calls[{i}]") for i, call in enumerate(calls)]
+        message["tool_calls"] = [_tool_call(call, where, argument_texts) for call, where in named]
     else:
         message.pop("tool_calls", None)
     reasoning = next((message[key] for key in REASONING_KEYS if key in message), None)
@@ -52,9 +54,10 @@ def _message(message: Any, name: str, template_strings: Container[str]) -> dict:
             raise Qwen3Error(f"{name} has reasoning {brief(reasoning)}: it must be text")
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
     content = _content(message.get("content"), f"{name}.content")
-    if content is None and not calls and reasoning is None:
-        raise Qwen3Error(f"{name} has no content")
-    return message | {"content": "" if content is None else content}
+    if content is None and not calls and reasoning is None and message["role"] != "tool":
+        old = ", and function_call is the old form: give tool_calls" if "function_call" in message else ""
+        raise Qwen3Error(f"{name} has no content{old}")
+    return message | {"content": "" if content is None and not calls else content}
 
 
 def _role(role: Any, name: str, template_strings: Container[str]) -> str:
@@ -64,8 +67,8 @@ def _role(role: Any, name: str, template_strings: Container[str]) -> str:
         return role
     if role == "developer":
         return "system"
-    close = get_close_matches(role, ROLES, 1)
-    advice = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(ROLES)}"
+    close = closest(role, ROLES)
+    advice = f"did you mean {close!r}?" if close else f"use one of {', '.join(ROLES)}"
     raise Qwen3Error(f"{name} has the role {brief(role)}, which the chat template does not know: {advice}")
 
 
@@ -83,29 +86,31 @@ def _part(part: Any, name: str) -> str:
     if not isinstance(part, dict):
         raise Qwen3Error(f"{name} is {brief(part)}: it must be a text part")
     kind = part.get("type", "text")
-    if kind not in _TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
         raise Qwen3Error(f"{name} has the type {brief(kind)}: these models read text parts only")
-    if not isinstance(part.get("text"), str):
+    if not isinstance(text := part.get(_TEXT_PARTS[kind]), str):
         raise Qwen3Error(f"{name} has no text")
-    return part["text"]
+    return text
 
 
-def _tool_call(call: Any, name: str) -> dict:
-    """A tool call whose arguments are an object where they can be: templates go through its items."""
+def _tool_call(call: Any, name: str, as_text: bool) -> dict:
+    """A tool call whose arguments are an object where they can be, or their JSON text."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Qwen3Error(f"{name} is {brief(call)}: it must have a function with a name and arguments")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str) and arguments.strip():
+    arguments = given = function.get("arguments")
+    if isinstance(given, str) and given.strip():
         try:
-            parsed = json.loads(arguments)
+            parsed = json.loads(given)
         except (ValueError, RecursionError):
             parsed = None
-        arguments = parsed if isinstance(parsed, dict) else arguments
-    elif not arguments:  # how clients say that there are none
-        arguments = {}
+        arguments = parsed if isinstance(parsed, dict) else given
+    elif not given:  # clients send this for none
+        arguments = given = {}
     if not isinstance(arguments, dict | str):
         raise Qwen3Error(f"{name} has the arguments {brief(arguments)}: they must be an object or its JSON text")
+    if as_text:
+        arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     function = function | {"arguments": arguments}
     return call | {"function": function} if "function" in call else function
 

@@ -99,13 +99,13 @@ class Budget:
         if name in _GROWING:
             growth = extra + _widths(subject) * name.startswith("format")
             if name == "sum" and not all(isinstance(number, int | float) for number in arguments):
-                growth += size  # each list that is added is copied anew
+                growth += size  # the running total is copied at each step
         elif name in _WIDE:
             widths = [abs(number) for number in arguments if isinstance(number, int | float)]
             if max(widths, default=0) > _MAX_WIDTH:
                 raise Qwen3Error(f"{name} with a number beyond {_MAX_WIDTH}")
             growth = extra + int(sum(widths))
-        # Looked at only: what is really made is paid for below.
+        # Checked only: the real result is paid for below.
         if (1 + size) * (1 + growth) > self.left:
             raise Qwen3Error(_TOO_MUCH)
         made = function()
@@ -179,7 +179,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return Compiled(self.from_string(tree), variables, frozenset(strings), len(source))
 
     def budget(self, template: Compiled, values: dict[str, Any]) -> Budget:
-        """What rendering may cost: it goes by the size of the values, and by the length of the template."""
+        """Returns what rendering may cost, from the size of the values and the length of the template."""
         return Budget(values, len(values["messages"]) * (5000 + 5 * min(template.length, 20_000)))
 
     def run(self, template: Compiled, values: dict[str, Any], budget: Budget, now: datetime) -> str:

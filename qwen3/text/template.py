@@ -1,17 +1,20 @@
-"""Chat templates: render a conversation in the format that the model was trained on; what would get lost is refused."""
+"""Chat templates: render a conversation as the model was trained on it, and refuse what the template would drop."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from difflib import get_close_matches
+from functools import partial
+from itertools import product
+from string import ascii_lowercase
 from typing import Any
 
 from ..config.values import flag
-from ..errors import Qwen3Error, brief, one_line
+from ..errors import Qwen3Error, brief, closest, one_line
 from .messages import REASONING_KEYS, SILENT_KEYS, map_text, normalize, plain, tool_schemas
 from .sandbox import Compiled, Sandbox
+from .spelling import spelled
 
 # Options of transformers' apply_chat_template that are no variables, each with the values that ask for what is done.
 _OPTIONS: dict[str, tuple] = {
@@ -26,13 +29,13 @@ _OPTIONS: dict[str, tuple] = {
     "truncation": (False,),
 }
 _TAIL = "end"
-# How many times what one rendering may cost is spent on looking for what is lost.
+# The search for lost text may cost this many renderings.
 _CHECKS = 5
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """What one rendering is made of."""
+    """The input of one rendering."""
 
     messages: list[dict]
     tools: list[dict] | None
@@ -97,7 +100,12 @@ class ChatTemplate:
         run, marker = _Runs(self._sandbox, template, self._named_tokens), _marker(prompt)
         try:
             prompt = replace(prompt, messages=_join_parts(run, prompt, marker, joined=protect is not None))
-            text = run(prompt)
+            messages, text = spelled(
+                lambda messages: run(replace(prompt, messages=messages)),
+                prompt.messages,
+                partial(normalize, messages, template.strings, argument_texts=True),
+            )
+            prompt = replace(prompt, messages=messages)
         except Exception as error:  # a template is a program: it can raise anything
             raise self._refusal(error) from None
         _require_shown(run, prompt, text, marker)
@@ -115,15 +123,20 @@ class ChatTemplate:
         """All templates, one after the other."""
         return "\n".join(self.templates.values())
 
-    def after_answer(self) -> str:
-        """Returns what the template writes after an answer, an empty text where that cannot be seen."""
-        prompt = _Prompt([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], None, {}, False)
-        marker = _marker(prompt)
-        prompt.messages[-1]["content"] = marker
-        try:
-            return self.render(prompt.messages, None, {}, add_generation_prompt=False).partition(marker)[2]
-        except Qwen3Error:
-            return ""
+    def after_answers(self) -> Iterator[str]:
+        """What the template writes after an answer, in conversations of more than one kind.
+
+        Some templates end the last answer otherwise than others, or insist on a system text or on another last role.
+        """
+        system, user = {"role": "system", "content": "a"}, {"role": "user", "content": "a"}
+        for before, then in (([user], []), ([user], [user]), ([system, user], []), ([system, user], [user])):
+            marker = _marker(_Prompt([*before, *then], None, {}, False))
+            answer = {"role": "assistant", "content": marker}
+            try:
+                text = self.render([*before, answer, *then], None, {}, add_generation_prompt=False)
+            except Qwen3Error:
+                continue
+            yield text.partition(marker)[2]
 
     def _name(self, tools: Any) -> str:
         name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"
@@ -166,8 +179,8 @@ class ChatTemplate:
                 )
             else:
                 known = sorted(read - {"messages", "tools", "add_generation_prompt"} - self._named_tokens.keys())
-                close = get_close_matches(name, known, 1)
-                advice = f"did you mean {close[0]!r}?" if close else f"it reads {', '.join(known) or 'none'}"
+                close = closest(name, known)
+                advice = f"did you mean {close!r}?" if close else f"it reads {', '.join(known) or 'none'}"
                 raise Qwen3Error(f"{self._source}: the chat template has no variable {brief(name)}: {advice}")
 
 
@@ -183,10 +196,10 @@ def _adds_prompt(add_generation_prompt: Any, continue_final_message: Any) -> boo
 
 def _marker(prompt: _Prompt) -> str:
     """A word that is nowhere in the conversation, and that no template changes."""
-    text, marker = json.dumps([prompt.messages, prompt.tools, prompt.variables]), "marker"
-    while marker in text:
-        marker += "x"
-    return marker
+    text = json.dumps([prompt.messages, prompt.tools, prompt.variables])
+    # A look-ahead: words may overlap. One pass, for a text may hold a million of them.
+    there = set(re.findall("(?=marker([a-z]{5}))", text))
+    return "marker" + next(word for word in map("".join, product(ascii_lowercase, repeat=5)) if word not in there)
 
 
 def _join_parts(run: _Runs, prompt: _Prompt, marker: str, joined: bool) -> list[dict]:
@@ -213,8 +226,9 @@ def _join_parts(run: _Runs, prompt: _Prompt, marker: str, joined: bool) -> list[
         text = run(replace(prompt, messages=[typed(i, m, True) for i, m in enumerate(prompt.messages)]))
     except Exception:  # most templates add the content to a text
         return plain_text
-    marks = [f"{marker}{i}a{j}{_TAIL}" for i in lists for j in range(len(prompt.messages[i]["content"]))]
-    if not all(mark in text for mark in marks) or text.count(marker) > sum(map(text.count, marks)):
+    marks = {f"{i}a{j}" for i in lists for j in range(len(prompt.messages[i]["content"]))}
+    found = re.findall(rf"{marker}(\d+a\d+){_TAIL}", text)
+    if not marks <= set(found) or text.count(marker) > len(found):
         return plain_text
     return [typed(i, message, False) for i, message in enumerate(prompt.messages)]
 
@@ -272,10 +286,14 @@ def _parts(message: dict) -> list[str]:
 def _changed(message: dict, name: str, mark: str) -> dict:
     """The new value of a key of a message: the same as before with a marker in it."""
     if name == "tool_calls":
-        return {name: [_with(call, name=mark, arguments={mark: mark}) for call in message[name]]}
+        return {name: [_with(call, name=mark, arguments=_marked_arguments(call, mark)) for call in message[name]]}
     if name == "content" and isinstance(message[name], list):
         return {name: [{"type": "text", "text": mark}]}
     return {name: mark}
+
+
+def _marked_arguments(call: dict, mark: str) -> Any:
+    return {mark: mark} if isinstance(call.get("function", call)["arguments"], dict) else mark
 
 
 def _with(call: dict, **changes: Any) -> dict:

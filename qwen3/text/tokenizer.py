@@ -99,9 +99,10 @@ class Tokenizer:
 
     @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer in a chat: eos_token, and the special token that the template writes there."""
-        after = self._template.after_answer().lstrip() if self.has_chat_template else ""
-        closing = [i for i in self.encode(after, add_special_tokens=False)[:1] if i in self._special]
+        """The tokens that end an answer in a chat: eos_token, and the added token that the template writes there."""
+        afters = self._template.after_answers() if self.has_chat_template else ()
+        firsts = (self.encode(after.lstrip(), add_special_tokens=False)[:1] for after in afters)
+        closing = next((first for first in firsts if first and first[0] in self._added), [])
         eos = [] if self.eos_token_id is None else [self.eos_token_id]
         return tuple(dict.fromkeys(eos + closing))
 
@@ -124,7 +125,7 @@ class Tokenizer:
             text: any valid Unicode.
             add_special_tokens: False leaves out the tokens that tokenizer.json's post-processor adds; a rendered chat
                 template already contains them.
-            sanitize_control_tokens: the name of a control token stays text: for text from somebody else.
+            sanitize_control_tokens: the name of a control token stays text; for text from others.
         """
         if not isinstance(text, str):
             raise Qwen3Error(f"text is a {type(text).__name__}, a string is needed")
@@ -162,6 +163,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
+        /,  # a template's variable may have this name
         messages: list[dict],
         add_generation_prompt: bool | None = None,
         tools: list[dict] | None = None,
@@ -192,6 +194,7 @@ class Tokenizer:
 
     def encode_chat(
         self,
+        /,
         messages: list[dict],
         add_generation_prompt: bool | None = None,
         tools: list[dict] | None = None,
@@ -243,7 +246,9 @@ class Tokenizer:
                 f"{self._source}: sanitize_control_tokens: this model's tokenizer or template changes text"
             )
         if add_special_tokens and (wrapped := self.encode(whole)) != plain:
-            at = next((at for at in range(len(wrapped)) if wrapped[at : at + len(plain)] == plain), None)
+            at = next(
+                (at for at in range(len(wrapped) - len(plain) + 1) if wrapped[at : at + len(plain)] == plain), None
+            )
             if at is None:
                 raise Qwen3Error(f"{self._source}: sanitize_control_tokens: its post-processor changes text")
             return [*wrapped[:at], *ids, *wrapped[at + len(plain) :]]
@@ -268,7 +273,8 @@ def _guarded(call: Callable[[], Result], what: str, advice: str) -> Result:
 def _add_tokens(backend: tokenizers.Tokenizer, files: TokenizerFiles, source: str) -> None:
     """Adds the tokens of tokenizer_config.json that tokenizer.json lacks or describes in another way.
 
-    A named token that is in neither has no id: templates get its text.
+    Of added_tokens.json only those that tokenizer.json lacks. A named token that is in no file has no id: templates get
+    its text.
     """
     for number, token in sorted(files.added.items()):
         if backend.get_added_tokens_decoder().get(number) != token:
@@ -281,6 +287,11 @@ def _add_tokens(backend: tokenizers.Tokenizer, files: TokenizerFiles, source: st
                 )
             if known is not None:
                 backend.add_tokens([token])
+    for name, number in sorted(files.older.items(), key=lambda entry: entry[1]):
+        if backend.token_to_id(name) is None:
+            backend.add_tokens([tokenizers.AddedToken(name, normalized=False)])
+            if backend.token_to_id(name) != number:
+                raise Qwen3Error(f"{source}: {brief(name)} cannot have the id {number} of added_tokens.json")
     names = {token.content for token in backend.get_added_tokens_decoder().values()}
     for name in dict.fromkeys(files.special):
         if name not in names and backend.token_to_id(name) is not None:

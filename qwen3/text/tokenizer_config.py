@@ -91,28 +91,32 @@ class TokenizerFiles:
     """What a model folder says about its tokenizer beside tokenizer.json.
 
     named_tokens: by their names in templates, such as `eos_token`. added: tokens by id that tokenizer.json may lack or
-    describe in another way. special: names of tokens that are special. control: further tokens that only a template may
-    write. templates: chat templates by name.
+    describe in another way. older: ids of tokens by name, which tokenizer.json may lack. special: names of tokens that
+    are special. control: further tokens that only a template may write. templates: chat templates by name.
     """
 
     named_tokens: dict[str, str]
     added: dict[int, tokenizers.AddedToken]
+    older: dict[str, int]
     special: tuple[str, ...]
     control: tuple[str, ...]
     templates: dict[str, str]
 
 
 def tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Reads tokenizer_config.json, special_tokens_map.json and the chat templates of a folder, where they are.
+    """Reads the files beside tokenizer.json, where they are.
 
-    As in transformers, special_tokens_map.json wins, and is read only where tokenizer_config.json has no
-    added_tokens_decoder.
+    As in transformers, special_tokens_map.json wins, and it and added_tokens.json are read only where
+    tokenizer_config.json has no added_tokens_decoder.
     """
     path = folder / "tokenizer_config.json"
     config = read_json_if_there(path)
     _check_keys(config, str(path))
     added = _added_tokens(config.get("added_tokens_decoder"), f"{path}: added_tokens_decoder")
+    older: dict[str, int] = {}
     if added is None:
+        source = folder / "added_tokens.json"
+        older = {key: whole(i, f"{source}: {brief(key)}", 0) for key, i in read_json_if_there(source).items()}
         legacy = folder / "special_tokens_map.json"
         tokens = read_json_if_there(legacy)
         config |= {key: value for key, value in tokens.items() if key in _TOKENS or "special_tokens" in key}
@@ -122,6 +126,7 @@ def tokenizer_files(folder: Path) -> TokenizerFiles:
     return TokenizerFiles(
         named_tokens,
         added or {},
+        older,
         (*named_tokens.values(), *_contents(listed, f"{path}: extra_special_tokens")),
         _contents(config.get("chat_control_tokens") or [], f"{path}: chat_control_tokens"),
         _templates(folder, config.get("chat_template"), str(path)),

@@ -1,8 +1,11 @@
 """Turns, records and shapes."""
 
+import gc
 import json
 import re
 import subprocess
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,6 +79,49 @@ def test_a_percentile_needs_ten_values_beyond_it():
     for count, marks in ((19, []), (20, ["p50"]), (99, ["p50"]), (100, ["p50", "p90"]), (1000, ["p50", "p90", "p99"])):
         assert list(common.percentiles("x", [1.0] * count)) == [f"x_{mark}_ms" for mark in marks]
     assert common.percentiles("x", [i / 1e3 for i in range(101)]) == pytest.approx({"x_p50_ms": 50, "x_p90_ms": 90})
+
+
+def test_a_gpu_is_waited_for_before_and_after_a_call(monkeypatch):
+    clock, calls = SimpleNamespace(now=0.0), []
+
+    def wait(device):
+        calls.append("waited")
+        clock.now += 5
+
+    monkeypatch.setattr(common.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(common.torch.cuda, "synchronize", wait)
+    assert common.seconds(lambda: calls.append("called"), "cuda") == 5
+    assert calls == ["waited", "called", "waited"]
+    assert common.seconds(lambda: None, "cpu") == 0
+
+
+def test_the_memory_of_a_model_that_holds_itself_is_freed():
+    class Model:
+        def __init__(self):
+            self.itself = self
+
+    model = Model()
+    reference = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert reference() is not None
+        common.release_memory("cpu")
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+def test_a_record_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    common.replace(tmp_path / "a.json", "old")
+
+    def fail(source, target):
+        raise OSError("no")
+
+    monkeypatch.setattr(common.os, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        common.replace(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").read_text() == "old"
 
 
 def test_a_gpus_record_leaves_the_cpus_alone(tmp_path, monkeypatch):

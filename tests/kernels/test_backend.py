@@ -36,6 +36,24 @@ def test_triton_that_is_not_installed_is_an_error(monkeypatch):
         backend("triton")
 
 
+def test_triton_on_a_cpu_is_strict_and_keeps_the_choice_of_fused_products(monkeypatch):
+    """The interpreter by itself reads beside tensors without a word."""
+    triton = pytest.importorskip("triton")
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("the interpreter does not run")
+    from qwen3_kernels.testing import interpreter
+
+    installed = []
+    monkeypatch.setattr(interpreter, "install", lambda: installed.append(True))
+    for given, kept in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION", raising=False)
+        if given is not None:
+            monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", given)
+        backend("triton", "cpu")
+        assert os.environ["TRITON_DEFAULT_FP_FUSION"] == kept
+    assert installed == [True, True]
+
+
 @pytest.mark.slow
 def test_triton_on_a_cpu_without_the_interpreter_is_an_error():
     code = (

@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -315,3 +316,41 @@ def test_onednn_is_on_again_after_products_in_several_threads():
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: cpu.linear(x, weight), range(400)))
     assert torch.backends.mkldnn.enabled == before
+
+
+@pytest.mark.parametrize("module", [cpu, reference], ids=["cpu", "reference"])
+def test_a_token_without_weight_is_not_sampled_where_the_random_number_is_zero(module, monkeypatch):
+    monkeypatch.setattr(module, "uniform", lambda seeds, positions: torch.zeros(len(seeds)))
+    logits = torch.tensor([[-math.inf, -math.inf, 0.0, 1.0]])
+    one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    assert module.sample(logits, one, zero + 4, one, 0 * one, zero, zero).tolist() == [2]
+
+
+def test_onednn_is_left_as_it_was_and_one_thread_at_a_time_switches_it(monkeypatch):
+    calls = []
+
+    class Lock:
+        def acquire(self, *arguments, **options):
+            calls.append((arguments, options))
+
+        def release(self):
+            calls.append("released")
+
+    monkeypatch.setattr(cpu, "_onednn_lock", Lock())
+    for enabled in (True, False):
+        switch = SimpleNamespace(enabled=enabled)
+        monkeypatch.setattr(cpu, "_onednn", switch)
+        with cpu._WithoutOneDNN():
+            assert switch.enabled is False
+        assert switch.enabled is enabled
+    assert calls == 2 * [((), {}), "released"]
+
+
+def test_queries_are_scaled_in_float32():
+    """A scale that is no power of two rounds 16-bit queries."""
+    q, keys, values = (normal(n, 200, 128, dtype=torch.bfloat16, seed=n) for n in (4, 2, 3))
+    values = values[:2]
+    scale = 128**-0.5
+    expected = reference.attention(*(x.float().transpose(0, 1) for x in (q, keys, values)), scale).transpose(0, 1)
+    wide = cpu._attention_by_blocks(q, keys, values.float(), scale)
+    assert (wide - expected).abs().max() < 1e-5

@@ -242,6 +242,17 @@ def pairs_of_experts(hidden: int, intermediate: int, top_k: int = 1) -> None:
     assert near[:, -64:].abs().max() > 0.5
 
 
+def sample() -> None:
+    last = normal(1, 2**14, dtype=torch.float32)
+    last[:, 1234] = 50.0
+    far = far_rows(last)
+    numbers = [torch.full((len(far),), value, device=DEVICE) for value in (0.5, 0.9, 0.0)]
+    k, seeds = torch.full((len(far),), 5, device=DEVICE), torch.arange(len(far), device=DEVICE)
+    with only(last_programs()):
+        tokens = triton_ops.sample(far, numbers[0], k, *numbers[1:], seeds, seeds)
+    assert tokens[-1] == 1234
+
+
 # What is tried, and the kernels whose offsets it takes beyond 2^31.
 CASES = {
     "rms_norm": (rms_norm, "rms_norm"),
@@ -264,10 +275,10 @@ CASES = {
     "hidden values": (lambda: pairs_of_experts(64, 8192), "gate_up down"),
     "results": (lambda: pairs_of_experts(8192, 64), "down combine"),
     "results of two experts": (lambda: pairs_of_experts(8192, 64, top_k=2), "combine"),
+    "sample": (sample, "sample"),
 }
 ELSEWHERE = {
     "sort_by_expert_kernel": "takes fewer than 2^30 pairs, test_moe_sort",
-    "sample_kernel": "test_sampling",
 }
 
 

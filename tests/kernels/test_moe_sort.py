@@ -34,6 +34,7 @@ def check_sort(expert_ids: torch.Tensor, experts: int, block_m: int) -> None:
     seen = []
     for tile, expert in enumerate(sort.tile_experts.tolist()):
         if expert < 0:
+            assert expert == -1, "a tile without rows is not marked: it holds what was in memory"
             continue
         start, end = sort.offsets[expert : expert + 2].tolist()
         first = start + (tile - start // block_m - expert) * block_m
@@ -100,3 +101,9 @@ def test_sort_anything(ids: list[int], block_m: int) -> None:
 def test_sort_refuses(expert_ids: torch.Tensor, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         sort_by_expert(expert_ids, 4, 16)
+
+
+def test_more_pairs_than_32_bits_count_are_refused() -> None:
+    for pairs in (2**30, 2**30 + 2):
+        with pytest.raises(ValueError, match="fewer than 2\\^30 elements"):
+            sort_by_expert(torch.empty(pairs // 2, 2, dtype=torch.int64, device="meta"), 4, 16)

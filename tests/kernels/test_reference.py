@@ -272,3 +272,13 @@ def test_the_larger_logit_wins_where_rounded_probabilities_are_equal(module, des
     weights, expert_ids = module.route(logits, 3, renormalize)
     assert weights.unique().numel() == 1
     assert expert_ids.tolist() == [[0, 1, 2] if descending else [5, 4, 3]]
+
+
+def test_scores_of_attention_are_not_rounded():
+    """Of 16-bit queries and keys they are computed wide; the weights alone are rounded, before the values."""
+    generator = torch.Generator().manual_seed(0)
+    q, keys, values = (torch.randn(n, 2, 16, generator=generator).bfloat16() for n in (3, 40, 40))
+    scores = torch.einsum("qhd,khd->hqk", q.float(), keys.float()) * 0.25
+    visible = torch.arange(40) <= torch.arange(37, 40)[:, None]
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).bfloat16()
+    assert torch.equal(ops.attention(q, keys, values, 0.25), torch.einsum("hqk,khd->qhd", weights, values))

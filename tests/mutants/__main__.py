@@ -5,11 +5,15 @@ reason is noticed, where a test fails without any mistake, and where the text be
 then the code moved, and the entry moves with it.
 
 Every run is a fork of one process that has imported torch, triton, transformers and pytest; the project is imported in
-the fork alone. Each of the `--workers` has its own copy of the tree.
+the fork alone. Each of the `--workers` has its own copy of the tree, compiled once: a run compiles the edited file
+alone. A line shows the CPU time of its run.
 """
 
 import argparse
+import compileall
+import gc
 import os
+import py_compile
 import shutil
 import signal
 import subprocess
@@ -26,8 +30,7 @@ from .entries import Mutant, problems, read_lists, selected
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = "pytest,hypothesis,numpy,torch,triton,tokenizers,transformers.models.qwen3_moe.modeling_qwen3_moe,xdist"
-# As tests/conftest.py has them, before the libraries read them once. Two edits within a second and of one size would
-# run stale bytecode.
+# As tests/conftest.py has them, before the libraries read them once. What a run compiles would be stale in the next.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -71,6 +74,18 @@ def copy_tree(root: Path, target: Path) -> Path:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / name, target / name, follow_symlinks=False)
     return target
+
+
+def compile_tree(tree: Path, tests: list[str]) -> None:
+    """Leaves the bytecode of the project in a copy, compared with its source by content, and that of these tests."""
+    compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    files = sorted({test.partition("::")[0] for test in tests})
+    # pytest compiles tests in its own way, when it collects them.
+    pid = os.fork()
+    if pid == 0:
+        sys.dont_write_bytecode = False
+        child(tree, Mutant("", "", "", "", ["--collect-only", *files], slow=True), tree.with_suffix(".log"))
+    os.waitpid(pid, 0)
 
 
 def child(tree: Path, mutant: Mutant, log: Path) -> None:
@@ -155,13 +170,13 @@ def run(mutants: list[Mutant], trees: list[Path], logs: Path) -> list[str]:
                 running[pid] = begun
             time.sleep(0.02)
             for pid, job in list(running.items()):
-                done, status = os.waitpid(pid, os.WNOHANG)
+                done, status, usage = os.wait4(pid, os.WNOHANG)
                 seconds = time.monotonic() - job.started
                 if not done and seconds < (job.mutant.limit or LIMIT):
                     continue
                 stop(pid)
                 if not done:
-                    os.waitpid(pid, 0)
+                    _, _, usage = os.wait4(pid, 0)
                 job.restore()
                 free.append(job.tree)
                 del running[pid]
@@ -169,7 +184,8 @@ def run(mutants: list[Mutant], trees: list[Path], logs: Path) -> list[str]:
                 if not right:
                     wrong.append(job.mutant.id)
                 reason = "" if words == "passes" else first_failure(job.log)
-                print(f"{job.mutant.id:32} {seconds:6.1f} s  {words}  {reason}", flush=True)
+                cpu = usage.ru_utime + usage.ru_stime
+                print(f"{job.mutant.id:32} {cpu:6.1f} s  {words}  {reason}", flush=True)
     finally:
         for pid, job in running.items():
             stop(pid)
@@ -220,8 +236,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         if (root.parent / "shared").is_dir():
             os.symlink(root.parent / "shared", Path(folder, "shared"))  # tests look for data beside the checkout
-        trees = [copy_tree(root, Path(folder, f"tree{n}")) for n in range(options.workers)]
+        trees = [copy_tree(root, Path(folder, "tree0"))]
+        compile_tree(trees[0], [test for mutant in mutants for test in mutant.tests])
+        for n in range(1, options.workers):
+            trees.append(shutil.copytree(trees[0], Path(folder, f"tree{n}"), symlinks=True))
         wrong = run([*([] if options.no_control else controls), *mutants], trees, Path(folder))
+    gc.unfreeze()
     reasons = sum(bool(mutant.survives) for mutant in mutants)
     print(f"{len(mutants)} mistakes in {time.monotonic() - started:.0f} s, {reasons} of them with a reason to survive")
     if wrong:
@@ -237,6 +257,14 @@ def preload(modules: list[str]) -> None:
             # torch stands before triton, which reads this when it is imported.
             if name == "torch" and not module.cuda.is_available():
                 os.environ["TRITON_INTERPRET"] = "1"
+            if name == "hypothesis":
+                # The first failure is enough: the smallest one takes many times as long. tests/conftest.py loads this.
+                phases = (module.Phase.explicit, module.Phase.generate)
+                module.settings.register_profile(
+                    "mutants", derandomize=True, database=None, phases=phases, report_multiple_bugs=False
+                )
+                os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    gc.freeze()  # what is imported stays: the collector of a run need not look at it
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Prompts in every form that people have, and every parameter on its way into the engine."""
 
+import itertools
 import json
 from array import array
 from collections import UserList, deque
@@ -68,6 +69,13 @@ def test_prompts_may_stand_in_any_list(llm):
     assert asked(llm, ["a", "bé"], [ONE, None][:1] * 2) == [a, b]
     with pytest.raises(Qwen3Error, match="2 SamplingParams for 1 prompts"):
         llm.generate("a", [ONE, ONE])
+
+
+def test_prompts_without_an_end_are_refused(llm, monkeypatch):
+    monkeypatch.setattr("qwen3.engine.arguments._MOST_PROMPTS", 5)
+    assert len(asked(llm, iter(["a"] * 5))) == 5
+    with pytest.raises(Qwen3Error, match="prompts has more than 5 items"):
+        llm.generate(itertools.repeat("a"), ONE)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +151,7 @@ DEFAULTS = {
 
 def test_every_default_of_the_file_has_a_case():
     assert DEFAULTS.keys() == {f.name for f in fields(Sampling)} - {"seed"}
-    lengths_and_ends = {"max_new_tokens", "max_length", "eos_token_ids"}
+    lengths_and_ends = {"max_new_tokens", "max_length", "eos_token_ids", "stop"}
     assert len(fields(GenerationDefaults)) == len(DEFAULTS) + len(lengths_and_ends)
 
 

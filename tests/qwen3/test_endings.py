@@ -102,6 +102,16 @@ def test_the_text_and_what_ended_it(llm, params, expected):
     assert ended(llm, **params) == expected
 
 
+def test_stop_strings_of_the_model_end_answers_that_name_none(tmp_path):
+    folder = write_walk(tmp_path, WALK, {})
+    (folder / "generation_config.json").write_text(json.dumps({"stop_strings": ["cd", "<more>"]}))
+    with LLM(folder, device="cpu") as llm:
+        assert ended(llm) == ("bc", "stop", "<more>")
+        assert ended(llm, stop="d") == ("bc", "stop", "d")
+    with LLM(folder, device="cpu", random_weights=True) as llm:
+        assert len(llm.generate([[5]], GREEDY)[0].token_ids) == 9
+
+
 def test_the_stop_tokens_of_stop_strings_are_known_to_the_engine(llm):
     """So that min_tokens holds them back as it does the model's own."""
     request = llm.prepare("a", replace(GREEDY, stop=["<end>", "x", "<more>x"], stop_token_ids=[5]))

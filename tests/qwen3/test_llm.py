@@ -78,7 +78,7 @@ def test_logits_of_the_whole_are_those_of_the_parts(llm, small):
 
 @torch.inference_mode()
 def test_the_last_layer_computes_the_logit_rows_alone(llm):
-    """Two prefills beside a decode: rows that nobody asks for change nothing, in none of the layers' caches either."""
+    """Two prefills beside a decode: rows that are not requested change nothing, in the caches of the layers either."""
     generator, work = torch.Generator().manual_seed(1), []
     for i, (length, computed, samples) in enumerate([(20, 19, True), (30, 0, False), (5, 2, True)]):
         ids = torch.randint(320, (length,), generator=generator).tolist()
@@ -217,9 +217,9 @@ def test_the_callers_list_of_ids_stays_as_it_is(llm):
 
 
 def test_an_unknown_option_is_refused_by_name(small):
-    with pytest.raises(Qwen3Error, match=r"no option 'gpu_memory_utilization': did you mean memory_utilization\?"):
+    with pytest.raises(Qwen3Error, match=r"no option 'gpu_memory_utilization' \(did you mean memory_utilization\?\)"):
         LLM(small, gpu_memory_utilization=0.5)
-    with pytest.raises(Qwen3Error, match="no option 'quantization': See"):
+    with pytest.raises(Qwen3Error, match="no option 'quantization': see"):
         LLM(small, quantization="awq")
 
 

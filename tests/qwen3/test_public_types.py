@@ -33,6 +33,7 @@ WRONG = {
     "an array of flags": np.array([True]), "a tensor of floats": torch.zeros(3), "a scalar tensor": torch.tensor(3),
     "a tensor without data": torch.zeros(3, device="meta"), "a tensor of flags": torch.tensor([True]),
     "a true tensor": torch.tensor(True), "a true array": np.array(True), "a sparse tensor": torch.eye(2).to_sparse(),
+    "a nested tensor": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
     "another call's parameters": SHORT, "an engine's options": EngineConfig(),
 }  # fmt: skip
 RENDERS = ("render", "apply_chat_template", "encode_chat")

@@ -1,6 +1,7 @@
 """Answers a prompts file: all its lines together, each record the moment it is ready."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from tqdm import tqdm
 
 from ...engine.loop import Request
 from ...engine.params import SamplingParams
-from ...errors import brief, shown
+from ...errors import brief, counted
 from ...llm import LLM
-from ...load.resolve import resolve
+from ...load.contents import refuse_file_of_model
+from ...load.resolve import model_name, resolve
 from ..model import load_model, print_statistics
 from ..options import PromptOptions
+from ..streams import say
 from .interrupts import Interrupts
 from .lines import Line, joined, read_lines
 from .output import File, Stream, open_output
@@ -29,7 +32,10 @@ def answer_file(args: argparse.Namespace, params: SamplingParams, options: Promp
     "generated_tokens"; for a bad line, which is also reported on stderr, "line" and "error".
     """
     lines = read_lines(args.prompts_file)
-    settings = {"model": str(resolve(args.repo_id).absolute()), **asdict(params), **asdict(options)}
+    folder = resolve(args.repo_id)
+    if args.output not in (None, "", "-"):
+        refuse_file_of_model(os.path.expanduser(args.output), folder, "--output")
+    settings = {"model": str(folder.absolute()), **asdict(params), **asdict(options)}
     try:
         with Interrupts() as interrupts:
             # Opened before the model is loaded: minutes may lie between.
@@ -56,9 +62,9 @@ class _Batch:
 
     def run(self) -> int:
         if self.output.taken:
-            _say(f"{len(self.output.taken)} of {len(self.lines)} answers are there already")
+            say(f"{len(self.output.taken)} of {len(self.lines)} answers are there already")
         if self.output.left_out:
-            _say(f"{self.output.left_out} answers to lines that are no longer in {self.source} are left out")
+            say(f"{counted(self.output.left_out, 'answer')} to lines that are no longer in {self.source}: left out")
         if len(self.output.taken) == len(self.lines):
             self.output.finish(self.interrupts)
             return 0
@@ -82,7 +88,7 @@ class _Batch:
             if model is not None and model not in model_names(llm, self.args.repo_id):
                 others.add(model)
         for model in sorted(others)[:3]:
-            _say(f"lines ask for the model {brief(model)}: {llm.folder} answers them")
+            say(f"lines ask for the model {brief(model)}: {model_name(llm.folder)} answers them")
         return prepared
 
     def _answer(self, llm: LLM, prepared: list[tuple[int, str, Request]]) -> None:
@@ -96,7 +102,7 @@ class _Batch:
         error = values.get("error")
         if error is not None:
             self.failed += 1
-            _say(f"error: {self.source} line {self.lines[i].number}: {error}")
+            say(f"error: {self.source} line {self.lines[i].number}: {error}")
         record = joined(kept, values)
         with self.interrupts.held():
             self.output.put(i, record, answered=error is None)
@@ -104,17 +110,12 @@ class _Batch:
 
 @contextmanager
 def _breaking_off(output: File | Stream, interrupts: Interrupts) -> Iterator[None]:
-    """Says where the answers are when a batch does not come to its end."""
+    """Reports where the answers are if a batch breaks off."""
     try:
         yield
     except BaseException as error:
         said = output.break_off(interrupts)
         # Programs end silently where their reader has gone.
         if said and not isinstance(error, BrokenPipeError):
-            _say(said)
+            say(said)
         raise
-
-
-def _say(text: str) -> None:
-    if sys.stderr is not None:
-        print(shown(text), file=sys.stderr)

@@ -14,7 +14,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 class Interrupts:
     """A context in which signals end the program through its `finally` clauses, with exit code 128 + the signal.
 
-    Signals that somebody ignores or handles already, such as SIGHUP under nohup, are left as they are.
+    Signals that are ignored or handled already, such as SIGHUP under nohup, are left as they are.
     """
 
     def __init__(self) -> None:

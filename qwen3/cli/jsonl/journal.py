@@ -14,7 +14,7 @@ from .lines import Line, to_json
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs with one output are not told apart there
+except ImportError:  # Windows: two runs with one output are not detected there
     fcntl = None  # type: ignore[assignment]
 
 _ENTRY = re.compile(rb'\{"line": (\d{1,18}), "digest": "([0-9a-f]{32})", (.+\})')
@@ -60,7 +60,7 @@ class Journal:
             if not resume:
                 raise Qwen3Error(
                     f"{path}: holds {len(self.entries)} answers of a run that did not end: add --resume to go on, "
-                    "or remove it to begin anew"
+                    "or remove it to start over"
                 )
             _check_settings(path, header.get("settings"), json.loads(to_json(settings)))
             os.ftruncate(self._fd, self._size)
@@ -132,7 +132,7 @@ def _locked(path: str, mode: int) -> int:
         except OSError as error:
             raise Qwen3Error(f"{shown(path, 500)}: cannot be written ({error.strerror})") from None
         except ValueError as error:
-            raise error if isinstance(error, Qwen3Error) else Qwen3Error(f"{path}: is no path ({error})") from None
+            raise error if isinstance(error, Qwen3Error) else Qwen3Error(f"{path}: is not a path ({error})") from None
         try:
             if fcntl is not None:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,5 +183,5 @@ def _check_settings(path: str, there: Any, wanted: dict[str, Any]) -> None:
         if there.get(name) != wanted.get(name):
             raise Qwen3Error(
                 f"{path}: its answers are of a run with {name} {brief(there.get(name))}, not "
-                f"{brief(wanted.get(name))}: give the same options, or remove it to begin anew"
+                f"{brief(wanted.get(name))}: give the same options, or remove it to start over"
             )

@@ -13,6 +13,15 @@ from ...errors import Qwen3Error, brief, shown
 
 MAX_BYTES = 1 << 30
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# How files begin that hold no lines, and what they are.
+_PACKED = {
+    b"\x1f\x8b": "packed with gzip",
+    b"BZh": "packed with bzip2",
+    b"\xfd7zXZ\0": "packed with xz",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+    b"PK\x03\x04": "a zip archive, or an Excel file",
+    b"PAR1": "a Parquet file",
+}
 # Control characters, line ends of Unicode, marks that turn the direction of text; lone surrogates, which are no UTF-8.
 _UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
@@ -36,6 +45,9 @@ def read_lines(source: str) -> list[Line]:
     data = _read_stdin() if source == "-" else _read_file(source)
     if len(data) > MAX_BYTES:
         raise Qwen3Error(f"{source}: has more than {MAX_BYTES >> 30} GiB: split it")
+    for mark, what in _PACKED.items():
+        if data.startswith(mark):
+            raise Qwen3Error(f"{source}: is {what}, not lines of JSON: unpack or convert it")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
             data = data.decode("utf-16").encode()
@@ -47,7 +59,23 @@ def read_lines(source: str) -> list[Line]:
     lines = [line for line in lines if line.data.strip()]
     if not lines:
         raise Qwen3Error(f"{source}: no prompts in it")
+    _refuse_one_value(lines, data, source)
     return lines
+
+
+def _refuse_one_value(lines: list[Line], data: bytes, source: str) -> None:
+    """Raises Qwen3Error for a file that is one JSON value: a list of objects, or an object over many lines."""
+    first = lines[0].data.strip()
+    if not first.startswith(b"[") and (first != b"{" or len(lines) == 1):
+        return
+    try:
+        whole = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return
+    if isinstance(whole, dict) or (whole and all(isinstance(value, dict) for value in whole)):
+        kind = "an object over many lines" if isinstance(whole, dict) else "a JSON list"
+        change = "jq -c ." if isinstance(whole, dict) else "jq -c '.[]'"
+        raise Qwen3Error(f"{source}: is {kind}, not a line for each prompt: `{change} FILE` writes such lines")
 
 
 def _read_stdin() -> bytes:

@@ -22,7 +22,7 @@ class File:
 
     def __init__(self, path: str, lines: list[Line], settings: dict[str, Any], resume: bool) -> None:
         self._path, self._lines = path, lines
-        # Answers may be private: whoever may not read the file that is there may not read what is beside it.
+        # Answers may be private: the journal gets the permissions of the file.
         self._mode = stat.S_IMODE(os.stat(path).st_mode) | 0o600 if os.path.exists(path) else 0o666
         self._journal = Journal(f"{path}.journal", settings, resume, self._mode)
         self.taken = self._journal.matched(lines)
@@ -34,7 +34,7 @@ class File:
             self._journal.close()
             raise Qwen3Error(
                 f"{self._journal.path}: holds {self.left_out} answers, none to a line of this file: give the file that "
-                "it is of, or remove it to begin anew"
+                "it is of, or remove it to start over"
             )
 
     def put(self, i: int, record: str, answered: bool) -> None:

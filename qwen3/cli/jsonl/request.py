@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 from ...config.values import flag, refuse, text, token_ids
 from ...engine.loop import Request
 from ...engine.params import SamplingParams
 from ...engine.request import Completion
-from ...errors import Qwen3Error, brief, one_line
+from ...errors import Qwen3Error, brief, closest, one_line
 from ...llm import LLM
 from ..options import PromptOptions, prompt_ids
 from .lines import parse, to_json
@@ -35,6 +34,13 @@ _ONLY: dict[str, Any] = {
 }  # fmt: skip
 _NULL_ONLY = {"stream_options", "function_call", "audio", "prediction", "web_search_options", "reasoning_effort"}
 _KNOWN = _PARAMETERS | {*_OTHER_NAMES, *_REPEATED, "model", "top_logprobs"} | _WITHOUT_EFFECT | {*_ONLY} | _NULL_ONLY
+# What other tools call our fields.
+_MEANT = {
+    **dict.fromkeys(("content", "input", "inputs", "instruction", "query", "question", "text"), "prompt"),
+    **dict.fromkeys(("conversation", "conversations"), "messages"),
+    **dict.fromkeys(("max_length", "num_predict"), "max_new_tokens"),
+    "min_new_tokens": "min_tokens", "repeat_penalty": "repetition_penalty", "stop_strings": "stop",
+}  # fmt: skip
 _ENDPOINTS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 
 
@@ -82,8 +88,10 @@ def _without_envelope(values: dict[str, Any]) -> dict[str, Any]:
 
 def _request(llm: LLM, values: dict[str, Any], params: SamplingParams, options: PromptOptions) -> Request:
     if unknown := values.keys() - _KNOWN:
-        near = get_close_matches(min(unknown)[:40], _KNOWN, n=1)
-        raise Qwen3Error(f"unknown field {brief(min(unknown))}" + "".join(f": did you mean {name!r}?" for name in near))
+        name = min(unknown)
+        near = _MEANT.get(name) or closest(name, _KNOWN, cutoff=0.75)
+        advice = f"did you mean {near!r}?" if near else 'what is your own goes into "metadata"'
+        raise Qwen3Error(f"unknown field {brief(name)}: {advice}")
     for key, value in values.items():
         if key in _NULL_ONLY:
             raise Qwen3Error(f'"{key}" is not supported: leave it out')
@@ -124,6 +132,10 @@ def _ids(llm: LLM, values: dict[str, Any], options: PromptOptions) -> list[int]:
             raise Qwen3Error('"messages" go through the chat template as they are: raw and a system text do not apply')
         return prompt_ids(llm, options, messages=values["messages"], **rendering)
     prompt = values["prompt"]
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]  # as OpenAI's completions take many
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        raise Qwen3Error(f'"prompt" is a list of {len(prompt)} prompts: give each a line of its own')
     if isinstance(prompt, list):
         if rendering or options.system is not None:
             raise Qwen3Error('"prompt" is token ids, which know no chat template: leave out what is meant for one')

@@ -3,11 +3,14 @@
 import argparse
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.questions import eventloop
 from qwen3 import LLM
+
+from .test_serve import JumpingClock
 
 
 def arguments(*more):
@@ -35,6 +38,59 @@ def test_what_blocks_the_loop_is_measured():
         time.sleep(0.05)
 
     assert asyncio.run(eventloop.longest_delay(block())) >= 0.04
+
+
+@pytest.fixture
+def jumping(monkeypatch):
+    """The clock of an event loop whose sleeps take no time, and a function that runs a coroutine in it."""
+    clock = JumpingClock()
+    loop = asyncio.SelectorEventLoop(clock)
+    monkeypatch.setattr(loop, "time", lambda: clock.now)
+    monkeypatch.setattr(eventloop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    yield clock, loop.run_until_complete
+    loop.close()
+
+
+def test_the_delay_is_the_longest_beyond_a_tick(jumping):
+    clock, run = jumping
+
+    async def work():
+        for blocked in (0.02, 0.05, 0.01):
+            await asyncio.sleep(0.01)
+            clock.now += blocked
+        await asyncio.sleep(0.01)
+
+    # The first sleep of a round ends when the work does; the time that it was to take anyway is no delay.
+    assert run(eventloop.longest_delay(work())) == pytest.approx(0.05, abs=eventloop.TICK / 4)
+    assert run(eventloop.longest_delay(asyncio.sleep(0.1))) == pytest.approx(0, abs=1e-9)
+
+
+def test_streams_arrive_one_after_the_other_and_one_is_closed_before_the_other_ends(jumping):
+    _, run = jumping
+    calls = []
+
+    class Stream:
+        async def __anext__(self):
+            calls.append("begun")
+
+        async def aclose(self):
+            calls.append("closed")
+
+    class Recorder(eventloop.Load):
+        def __init__(self):
+            self.llm = SimpleNamespace(max_model_len=64, stream_async=lambda prompt, params: Stream())
+            self.interval, self.prompts = 0.02, [[1] * 40, [2] * 40, [3] * 40]
+
+        async def read(self, number, delay=0.0):
+            calls.append((number, delay))
+            await asyncio.sleep(1)
+            calls.append("read")
+
+    run(Recorder().arrivals())
+    assert calls == [(0, 0.0), (1, 0.02), (2, 0.04), *["read"] * 3]
+    calls.clear()
+    run(Recorder().closing())
+    assert calls == ["begun", (-1, 0.0), "closed", "read"]
 
 
 def test_an_error_of_the_work_is_raised():

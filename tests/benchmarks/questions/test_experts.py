@@ -45,11 +45,27 @@ def test_neighbours_stay_within_a_window_and_hit_fewer_experts_than_unrelated_to
     assert unrelated["mean"] > 4 and unrelated["p20"] <= unrelated["median"] <= unrelated["p80"] <= 8
 
 
+def test_neighbours_of_every_window_are_sampled():
+    # The first window goes to two experts, the others to four.
+    ids = torch.tensor([[2 * (t % 2), 2 * (t % 2) + 1] if t >= 10 else [0, 1] for t in range(40)])
+    args = argparse.Namespace(batches=[4], window_tokens=10, samples=200, seed=0)
+    assert experts.distinct_figures(1, ids, CONFIG, args)[1]["mean"] == pytest.approx(3.5, abs=0.2)
+
+
+def test_marks_of_known_counts(monkeypatch):
+    counts = iter([*range(11), *range(11)])
+    monkeypatch.setattr(experts, "distinct", lambda ids: next(counts))
+    args = argparse.Namespace(batches=[1], window_tokens=4, samples=11, seed=0)
+    for row in experts.distinct_figures(1, torch.zeros(8, 2, dtype=torch.int64), CONFIG, args):
+        assert [row[mark] for mark in ("p20", "median", "p80", "mean")] == pytest.approx([2, 5, 8, 5])
+
+
 def test_load_of_a_known_routing():
     load = experts.load_figures(0, torch.tensor([[0, 1], [0, 1], [0, 2], [0, 2]]), 4)
     assert load["tokens_per_expert"] == [4, 2, 2, 0] and load["unused_experts"] == 1
     assert load["entropy_bits"] == pytest.approx(1.5) and load["uniform_entropy_bits"] == pytest.approx(2)
     assert load["max_over_mean"] == pytest.approx(2)
+    assert experts.load_figures(0, torch.tensor([[0], [0], [1], [0], [0]]), 4)["max_over_mean"] == pytest.approx(3.2)
 
 
 def test_bytes_of_a_step_by_hand():

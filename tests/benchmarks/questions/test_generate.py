@@ -42,12 +42,20 @@ def run(folder, *arguments):
 
 @pytest.mark.parametrize(
     ("together", "dtypes"),
-    [(True, ["float32", "bfloat16"]), (False, ["bfloat16"])],
+    [pytest.param(True, ["float32", "bfloat16"], marks=pytest.mark.slow), (False, ["bfloat16"])],
     ids=["both sides loaded", "one after the other"],
 )
 def test_a_row_for_each_cell(monkeypatch, folder, together, dtypes):
     monkeypatch.setattr(generate, "fits_twice", lambda *model: together)
+    turns = []
+
+    def side_by_side(runs, rounds):
+        turns.append((list(runs), rounds))
+        return common.side_by_side(runs, rounds)
+
+    monkeypatch.setattr(generate, "side_by_side", side_by_side)
     answer = run(folder, "--dtypes", *dtypes)
+    assert turns == ([(["ours", "theirs"], 2)] * 6 if together else [(["ours"], 2)] * 3 + [(["theirs"], 2)] * 3)
     assert answer.name == f"generate_{folder.name}"
     assert answer.settings["both_sides_loaded"] == ("together" if together else "one after the other")
     cells = [("decode", 1, 6), ("decode", 3, 6), ("prefill", 1, 9)]
@@ -132,6 +140,45 @@ class Rival(generate.Theirs):
         return self.time(steps)
 
 
+@pytest.mark.parametrize(
+    "dtype, batch, groups",
+    [(torch.float32, 3, [3]), (torch.bfloat16, 1, [1] * 8), (torch.bfloat16, 3, [3] * 3), (torch.bfloat16, 16, [16])],
+)
+def test_the_gate_looks_at_enough_sequences_and_none_is_cached(dtype, batch, groups):
+    calls = []
+
+    def answered(prompts, params):
+        calls.append(len(prompts))
+        return prompts
+
+    config = SimpleNamespace(vocab_size=50)
+    llm = SimpleNamespace(
+        dtype=dtype, config=config, generate=answered, reset_prefix_cache=lambda: calls.append("empty")
+    )
+    cell = generate.Cell("decode", batch, 4)
+    answers = generate.Ours.answers(SimpleNamespace(llm=llm), cell)
+    assert calls == ["empty", *groups] and answers[:batch] == cell.prompts(50)
+
+
+def test_bytes_are_those_of_the_steps_that_are_timed(monkeypatch):
+    """Experts that are hit differ from step to step; a step of a cached prompt computes one token."""
+    calls = []
+    monkeypatch.setattr(generate, "prefill_seconds", lambda llm, prompts: calls.append(("cached", prompts)))
+    monkeypatch.setattr(generate, "bytes_per_step", lambda llm, prompts, steps: calls.append((steps, prompts)) or 5.0)
+    ours = SimpleNamespace(llm=None, new_tokens=7, prompts=lambda cell: [[1, 2]])
+    assert generate.Ours.read(ours, generate.Cell("prefill", 1, 2)) is None and not calls
+    assert generate.Ours.read(ours, generate.Cell("decode", 1, 2)) == 5.0
+    assert calls == [("cached", [[1, 2]]), (7, [[1, 2]])]
+
+
+def test_what_was_tried_for_another_cell_is_not_in_the_record():
+    rival = Rival("", sparse=True)
+    for phase in ("decode", "prefill"):
+        rival.turn(generate.Cell(phase, 1, 4), 8)
+        tried = {f"{a} + {e}" for a in generate.ATTENTION for e in generate.EXPERTS[phase]}
+        assert set(rival.settings()["transformers_tried_ms"]) == tried
+
+
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
 def test_transformers_gets_its_fastest_implementation_found_warm(phase):
     implementations = [f"{a} + {e}" for a in generate.ATTENTION for e in generate.EXPERTS[phase]]
@@ -148,17 +195,23 @@ def test_transformers_gets_its_fastest_implementation_found_warm(phase):
 def test_a_step_of_theirs_takes_as_long_as_a_forward(folder, monkeypatch):
     theirs = generate.Theirs(folder, "float32", torch.device("cpu"))
     cache, first = theirs.prompt(torch.tensor([[5, 6, 7]]))
-    clock = SimpleNamespace(now=0.0)
+    clock, asked, read = SimpleNamespace(now=0.0), [], []
     monkeypatch.setattr(common.time, "perf_counter", lambda: clock.now)
-    forward = theirs.model.forward
+    forward, tolist = theirs.model.forward, torch.Tensor.tolist
 
-    def slow(*args, **kwargs):
+    def slow(tokens, **kwargs):
         clock.now += 0.25
-        return forward(*args, **kwargs)
+        asked.append((tokens.shape[1], kwargs.get("logits_to_keep", 0)))
+        return forward(tokens, **kwargs)
 
     monkeypatch.setattr(theirs.model, "forward", slow)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: read.append(x.shape) or tolist(x))
     assert theirs.decode(cache, first, 4) == 0.25
+    # Every token is read before the next step, as a server does, and as this engine does.
+    assert asked == [(1, 0)] * 4 and read.count((1, 1)) == 4
+    asked.clear()
     assert theirs.prefill(torch.tensor([[5, 6, 7]]), 4) == 0.25
+    assert asked == [(3, 1)]  # the logits of the last token alone, as ours
 
 
 def test_a_row_of_known_times():

@@ -1,8 +1,12 @@
 """Every case of ops keeps the contract in every form, its bytes are those counted by hand, and the gate can fail."""
 
+import argparse
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from benchmarks import common
 from benchmarks.questions import ops, ops_cases
 from qwen3.config.model import ModelConfig
 from qwen3_kernels import reference
@@ -149,6 +153,55 @@ def test_measure_times_what_is_within_the_contract():
     for row in rows:
         assert row["min_us"] <= row["median_us"] <= row["max_us"] and row["bound"] == "bytes"
         assert row["fraction_of_limit"] == pytest.approx(row["bytes"] / 1e9 / row["median_us"] * 1e6)
+
+
+@pytest.mark.parametrize("seconds, calls", [(0.7e-3, 3), (5e-3, 1)])
+def test_a_call_is_the_mean_of_two_milliseconds(monkeypatch, seconds, calls):
+    clock, called = SimpleNamespace(now=0.0), []
+
+    def call():
+        called.append(1)
+        clock.now += seconds
+
+    monkeypatch.setattr(common.time, "perf_counter", lambda: clock.now)
+    assert ops.cold_seconds(call, "cpu") == pytest.approx(seconds) and len(called) == calls
+
+
+def test_a_matmul_multiplies_and_adds(monkeypatch):
+    monkeypatch.setattr(ops, "cold_seconds", lambda run, device: 0.5)
+    assert ops.matmul_speed("cpu", torch.float32) == 2 * 1024**3 / 0.5
+
+
+@pytest.mark.parametrize("error, within", [(1.9, True), (2.1, False)])
+def test_a_side_may_have_twice_the_error_of_the_reference(error, within):
+    case = all_cases()["rms_norm"]
+    exact = torch.full((200, 64), 1.0, dtype=torch.float64)
+    outputs = (exact + torch.randn(200, 64, generator=torch.Generator().manual_seed(0)) * scale for scale in (error, 1))
+    side, own = (x.float() for x in outputs)
+    found = ops.gate(case, lambda *inputs: side, [exact], [own], "eager")
+    assert found["within"] is within and found["error_ratio"] == pytest.approx(error, rel=0.01)
+
+
+@pytest.mark.parametrize("outside", ["cpu", "reference", "eager"])
+def test_any_of_our_sides_outside_of_the_contract_is_said(monkeypatch, outside):
+    monkeypatch.setattr(ops, "bytes_per_second", lambda device, folder: 1.0)
+    monkeypatch.setattr(ops, "matmul_speed", lambda device, dtype: 1.0)
+    monkeypatch.setattr(ops, "compiled_kernels", list)
+    monkeypatch.setattr(ops, "print_rows", lambda *row: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ops, "cases", lambda *sizes: [SimpleNamespace(op="linear")])
+    rows = [{"side": side, "within": side != outside} for side in ("cpu", "reference", "eager")]
+    monkeypatch.setattr(ops, "measure", lambda *case: rows)
+    parser = argparse.ArgumentParser()
+    ops.add_arguments(parser)
+    assert ops.run(parser.parse_args([])).within is (outside == "eager")
+
+
+def test_blocks_of_a_context_lie_apart():
+    """As they do in a cache that has run for a while; in a row they would be read faster."""
+    tables = all_cases(tokens=4, context=256)["decode_attention"].inputs[2]
+    assert sorted(tables.flatten().tolist()) == list(range(tables.numel()))
+    assert (tables.diff(dim=1) == 1).double().mean() < 0.2
 
 
 def test_compiled_kernels_come_from_the_table():

@@ -74,8 +74,8 @@ def test_arrivals_come_at_the_rate_and_prompts_do_not_depend_on_it():
 
 def test_summary_of_known_moments():
     requests = [
-        serve.Request(0.0, [1], None, moments=[1.0, 1.5, 2.5]),
-        serve.Request(2.0, [1], None, moments=[5.0, 6.0]),
+        serve.Request(0.0, [1], None, moments=[1.0, 1.5, 6.0]),
+        serve.Request(2.0, [1], None, moments=[4.0, 5.0]),
     ]
     row = serve.summary(4.0, requests, tokens=12)
     assert row["duration_seconds"] == 6.0 and row["tokens_per_second"] == 2.0

@@ -112,6 +112,35 @@ def test_experts_are_compared_as_sets():
     assert verify.same_experts(ours, torch.tensor([[2, 1], [3, 4], [5, 7]])) == pytest.approx(2 / 3)
 
 
+def test_transformers_computes_without_kernels_of_its_own():
+    peer = verify.Peer("tiny", torch.device("cpu"), "bfloat16", [1, 2, 3])
+    config = peer.model.config
+    assert config._attn_implementation == config._experts_implementation == "eager"
+    assert peer.model.dtype == torch.float32 and not peer.model.training
+
+
+def test_a_layer_is_held_to_its_own_size_and_the_logits_to_one():
+    """1e-4 of the root mean square of a layer's output, which is at least 1."""
+    for size, error, within in ((0.5, 0.9e-4, True), (0.5, 1.1e-4, False), (50, 4.9e-3, True), (50, 5.1e-3, False)):
+        right = Trace([torch.full((4, 8), size).double()], torch.zeros(4, 2), {}, {})
+        actual = replace(right, hidden=[right.hidden[0] + error])
+        layer, logits = verify.compare(verify.Pass(actual, right), verify.Pass(right, right), "float32")
+        assert layer["within"] is within and logits["within"]
+    for error, within in ((0.9e-4, True), (1.1e-4, False)):
+        right = Trace([], torch.full((4, 2), 50.0).double(), {}, {})
+        actual = replace(right, logits=right.logits + error)
+        [logits] = verify.compare(verify.Pass(actual, right), verify.Pass(right, right), "float32")
+        assert logits["within"] is within
+
+
+def test_the_share_of_equal_next_tokens():
+    ours, theirs = (
+        Trace([], torch.tensor(x), {}, {}) for x in ([[1.0, 2], [3, 1], [4, 1]], [[2.0, 1], [3, 1], [5, 1]])
+    )
+    row = verify.compare(verify.Pass(ours, theirs), verify.Pass(theirs, theirs), "float32")[-1]
+    assert row["same_argmax"] == pytest.approx(2 / 3)
+
+
 def test_kl_divergence_of_two_known_distributions():
     ours, theirs = (Trace([], torch.tensor([values]).log()) for values in ([0.5, 0.5], [0.25, 0.75]))
     row = verify.compare(verify.Pass(ours, theirs), verify.Pass(theirs, theirs), "float32")[-1]

@@ -1,4 +1,4 @@
-"""What is said about an answer after its text: that it was cut and by what, log-probabilities, speed."""
+"""The report after an answer's text: what cut it, log-probabilities, speed."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def model(max_model_len=100, max_context=200, kv_cache_tokens=1600, max_new_toke
 )
 def test_what_cut_an_answer(llm, params, said, capsys):
     report(llm, completion(), SamplingParams(**params))
-    assert capsys.readouterr() == ("", f"stopped after 3 tokens, not at an end: {said}\n")
+    assert capsys.readouterr() == ("", f"stopped after 3 tokens, before the end of the answer: {said}\n")
 
 
 def test_an_answer_that_ended_or_was_stopped_needs_no_word(capsys):
@@ -65,7 +65,7 @@ def test_log_probabilities_and_speed(capsys, caplog):
 
 
 def test_commands_say_it(run, talker, monkeypatch):
-    cut = "stopped after 2 tokens, not at an end: --max-new-tokens allows no more\n"
+    cut = "stopped after 2 tokens, before the end of the answer: --max-new-tokens allows no more\n"
     assert run("generate", "x", "-m", talker, "-n", 2)[2].endswith(cut)
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\ny\n"))
     _, out, err = run("chat", "-m", talker, "-n", 2, "--logprobs", 0, "-v")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from qwen3 import LLM, Qwen3Error
-from qwen3.cli import bench, speed
+from qwen3.cli import bench, model, speed
 from qwen3.measure import roofline
 from qwen3.measure.stats import Phase
 
@@ -89,6 +89,23 @@ def test_a_decode_step_is_the_time_after_the_last_first_token_over_the_steps():
     assert speed.decode_seconds(known([(1.0, 9.0), (2.0, 10.0)]), [[1]] * 2, 5) == 2.0
 
 
+def test_turns_are_measured_after_one_that_warms_up_and_counts(monkeypatch):
+    calls, seconds = [], iter([(99.0, 0), (3.0, 0.3), (1.0, 0.5), (2.0, 0.1)])
+
+    def prefill(llm, prompts):
+        calls.append("prefill")
+        prefill.turn = next(seconds)
+        return prefill.turn[0]
+
+    monkeypatch.setattr(speed, "prefill_seconds", prefill)
+    monkeypatch.setattr(speed, "bytes_per_step", lambda llm, prompts, steps: calls.append(f"bytes {steps}") or 5.0)
+    monkeypatch.setattr(speed, "decode_seconds", lambda *a: calls.append("decode") or prefill.turn[1])
+    measured = speed.measure(SimpleNamespace(config=SimpleNamespace(vocab_size=9)), 2, 4, 7, 3)
+    # The bytes are those of prompts that are cached.
+    assert calls == ["prefill", "bytes 7", *["prefill", "decode"] * 3]
+    assert measured == speed.Speed(2, 4, speed.Timing(2.0, 1.0, 3.0), speed.Timing(0.3, 0.1, 0.5), 5.0)
+
+
 def test_one_row_for_each_batch_and_context(run):
     lines = run("--repo_id", "tiny")
     assert "8.0 M parameters (3.5 M active)" in lines[0] and "a copy moves 1.0 GB/s" in lines[1]
@@ -104,6 +121,18 @@ def test_a_row_of_known_measurements():
     known = speed.Speed(8, 1024, speed.Timing(2.0, 1.9, 2.1), speed.Timing(0.004, 0.0035, 0.005), 6.2e9)
     row = "8 1024 4,096.0 2,000.0 4.00 3.50-5.00 6.2000 1,550.0 50%"
     assert speed.table_row(known, 3.1e12).split() == row.split()
+
+
+def test_what_the_peak_of_memory_counts(monkeypatch, capsys):
+    """Resident memory on a CPU, on a GPU what PyTorch has reserved there."""
+    monkeypatch.setattr(model, "peak_bytes", lambda device: 5e9)
+    monkeypatch.setattr(model, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(model, "roofline_lines", lambda *a: [])
+    stats = SimpleNamespace(experts=None, first_token_seconds=0.25)
+    for kind, said in (("cpu", "resident"), ("cuda", "reserved on the GPU")):
+        llm = SimpleNamespace(stats=stats, device=SimpleNamespace(type=kind), model=None)
+        model.print_statistics(SimpleNamespace(expert_stats=None, stats=True), llm)
+        assert capsys.readouterr().err == f"time to first token: 0.250 s · peak memory: 5.0 GB {said}\n"
 
 
 def test_random_weights_need_only_a_config(run, folder):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from qwen3 import LLM
+from qwen3 import LLM, Qwen3Error
 from qwen3.cli import interrupt
 
 from .conftest import TEMPLATE
@@ -57,6 +57,65 @@ def test_reasoning_that_was_cut_is_closed_in_the_history(run, talker, monkeypatc
     assert prompts[2].endswith("[assistant]<think>a</think>b[user]3[assistant]")
 
 
+class BrokenOff(Pieces):
+    """A stream that ends with an error."""
+
+    def __init__(self, pieces, error):
+        super().__init__(pieces)
+        self.error = error
+
+    def __iter__(self):
+        yield from super().__iter__()
+        raise self.error
+
+
+def test_a_turn_that_failed_is_not_in_the_history_and_one_that_was_stopped_is(run, talker, monkeypatch):
+    prompts = []
+    answers = iter([BrokenOff(["a"], KeyboardInterrupt()), BrokenOff(["b"], Qwen3Error("no")), Pieces(["c"])])
+
+    def stream(self, ids, params):
+        prompts.append(self.tokenizer.decode(ids))
+        return next(answers)
+
+    monkeypatch.setattr(LLM, "stream", stream)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n2\n3\n/quit\n4\n"))
+    code, out, err = run("chat", "-m", talker)
+    assert code == 0 and out == "a\nb\nc\n" and err.count(" (stopped)") == 1 and err.count("error: no (/reset") == 1
+    assert prompts[1:] == ["[user]1[assistant]a[user]2[assistant]", "[user]1[assistant]a[user]3[assistant]"]
+
+
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_statistics_follow_the_last_answer(run, talker, monkeypatch, command):
+    monkeypatch.setattr("qwen3.cli.model.copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n"))
+    code, _, err = run(command, "-m", talker, "-n", 2, "--stats")
+    assert code == 0 and "time to first token" in err and " of the copy bandwidth" in err.splitlines()[-1]
+
+
+def test_every_piece_is_shown_at_once_and_an_error_begins_a_line(run, talker, monkeypatch):
+    seen = []
+
+    class Out(io.StringIO):
+        def flush(self):
+            seen.append(self.getvalue())
+
+    def pieces(*arguments):
+        class Streamed(BrokenOff):
+            def __iter__(self):
+                for piece in super().__iter__():
+                    yield piece
+                    seen.append("next")
+
+        return Streamed(["a", "b"], Qwen3Error("no"))
+
+    out = Out()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(LLM, "stream", pieces)
+    assert run("generate", "x", "-m", talker)[0] == 2
+    assert out.getvalue() == "ab\n"
+    assert seen.index("a") < seen.index("next") < seen.index("ab") and seen.count("next") == 2
+
+
 def test_stdin_that_is_no_conversation(run, talker, monkeypatch):
     monkeypatch.setattr("qwen3.cli.chat._MAX_LINE", 100)
     for data, said in ((b"a\xff\n", "is not text"), (b"x" * 101 + b"\n", "a line of more than 100")):
@@ -83,7 +142,7 @@ def test_a_full_disk_ends_a_chat(run, talker, monkeypatch):
 def test_tiny_cannot_chat_and_a_model_that_can_is_named(run, monkeypatch):
     monkeypatch.setattr(LLM, "__init__", lambda *_, **__: pytest.fail("the weights were read"))
     code, _, err = run("chat", "-m", "tiny")
-    assert code == 2 and err.count("\n") == 1 and "qwen3 download --repo_id Qwen/Qwen3-0.6B" in err
+    assert code == 2 and err.count("\n") == 1 and "qwen3 download Qwen/Qwen3-0.6B" in err
 
 
 @pytest.mark.parametrize("command", [("generate", "x"), ("chat",)], ids=" ".join)

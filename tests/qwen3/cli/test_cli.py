@@ -29,7 +29,7 @@ def one_line_error(result):
 def test_generate_prints_text_and_nothing_else(generate, folder):
     code, out, err = generate("--prompt", "hello", "--temperature", 0)
     assert code == 0 and out.endswith("\n") and str(folder) in err
-    assert re.search(r" · cpu · float32 · cpu$", err, re.MULTILINE)
+    assert re.search(r" · cpu · float32 · cpu backend$", err, re.MULTILINE)
     assert generate("--prompt", "hello", "--temperature", 0)[1] == out
     assert generate("--prompt", "hello", "--temperature", 0, "--no-kv-cache")[1] == out
     assert generate("--prompt", "hello", "--temperature", 0, "--raw")[1] != out
@@ -118,7 +118,7 @@ def test_errors_are_one_line_and_exit_2(generate, arguments, named):
 def test_errors_about_models(run, folder, tmp_path):
     assert "no such model" in one_line_error(run("generate", "--prompt", "x", "--repo_id", "./nowhere"))
     error = one_line_error(run("generate", "--prompt", "x", "--repo-id", "Qwen/Qwen3-30B-A3B"))
-    assert "qwen3 download --repo_id Qwen/Qwen3-30B-A3B" in error
+    assert "qwen3 download Qwen/Qwen3-30B-A3B" in error
     (tmp_path / "empty").mkdir()
     assert "config.json" in one_line_error(run("info", tmp_path / "empty"))
     broken = tmp_path / "broken"

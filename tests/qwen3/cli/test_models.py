@@ -63,6 +63,14 @@ def test_info_says_which_context_fits(tmp_path, capsys, monkeypatch, free, line)
     assert rows(capsys)["fits cpu"] == line
 
 
+def test_info_of_the_embedded_model(capsys):
+    run(info, "tiny", "--device", "cpu", "--dtype", "float32")
+    told = rows(capsys)
+    assert told["parameters"] == "7,953,792 (3,530,112 active per token)"
+    assert told["weights"] == "31.8 MB in float32 (15.9 MB in the checkpoint)"
+    assert told["KV cache"] == "5,120 bytes per token in float32" and told["context"] == "2,048 tokens"
+
+
 def hub_footprint(nbytes: int):
     from qwen3.model.footprint import Footprint
 
@@ -77,7 +85,7 @@ def test_info_of_a_model_that_is_on_the_hub_alone(fake, capsys, monkeypatch):
     assert not [r for r in fake.requests if r.path.endswith(".safetensors")]
     run(info, f"https://huggingface.co/{REPO}/tree/main")
     assert rows(capsys)["model"] == f"{REPO} (on the hub, not here)"
-    refused(lambda: run(info, "Org/Other"), "Org/Other", "qwen3 download --repo_id Org/Other", "no model at")
+    refused(lambda: run(info, "Org/Other"), "Org/Other", "qwen3 download Org/Other", "no model at")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused(lambda: run(info, REPO), "qwen3 download", "HF_HUB_OFFLINE")
 

@@ -1,25 +1,28 @@
-"""What is said without a model: help, version, and mistakes in the words of a command. None of it imports PyTorch."""
+"""Help, version and mistakes in a command's words need no model, and import no PyTorch."""
 
 import importlib
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from qwen3.cli.main import COMMANDS, main
+from qwen3.config.engine import EngineConfig
 
-# A mistake and a part of what is said of it.
+# A mistake and a part of its message.
 MISTAKES = [
-    ("genrate", "there is no command 'genrate', did you mean generate?"),
+    ("genrate", "there is no command 'genrate' (did you mean generate?): see `qwen3 --help`"),
     ("xyzzy", "there is no command 'xyzzy': see"),
-    ("generate --promt x", "there is no option '--promt', did you mean --prompt?"),
+    ("generate --promt x", "there is no option '--promt' (did you mean --prompt?): see `qwen3 generate --help`"),
     ("generate --promt=x", "did you mean --prompt?"),
     ("generate x --sistem=two words", "did you mean --system?"),
     ("generate x --tempreature 1", "did you mean --temperature?"),
     ("generate x --no-thinkin=", "--no-thinking"),
     ("generate x -q", "there is no option '-q'"),
+    ("--model tiny", "there is no option '--model' before the command: see"),
     ("chat --top_q 1", "did you mean --top-k?|did you mean --top-p?"),
     ("-m=tiny generate x", "there is no option '-m' before the command"),
     ("--vrbose generate", "did you mean --verbose?"),
@@ -83,7 +86,11 @@ def test_words_that_nothing_takes_are_one_line(capsys, command):
     assert main([command, "a\nb", "c\x1b[2J"]) == 2
     out, err = capsys.readouterr()
     assert (
-        out == "" and err.startswith("error: unrecognized arguments: ") and err.count("\n") == 1 and "c\\x1b[2J" in err
+        out == ""
+        and err.startswith("error: unrecognized arguments: ")
+        and err.count("\n") == 1
+        and "c\\x1b[2J" in err
+        and err.endswith(f"see `qwen3 {command} --help`\n")
     )
 
 
@@ -92,7 +99,22 @@ def test_the_command_alone_and_its_help(capsys):
     helped = capsys.readouterr().out
     assert all(f"    {name} " in helped for name in COMMANDS)
     assert main(["--help"]) == 0 and capsys.readouterr().out == helped
+    assert main(["help"]) == 0 and capsys.readouterr().out == helped
+    assert main(["help", "generate"]) == 0 and "usage: qwen3 generate" in capsys.readouterr().out
     assert main(["-v"]) == 0 and capsys.readouterr().out == helped
+
+
+def test_help_says_what_a_command_does_and_every_default(capsys):
+    for command, said in COMMANDS.items():
+        assert main(["help", command]) == 0
+        helped = " ".join(capsys.readouterr().out.split())
+        assert said in helped.replace(f"{said[0].upper()}{said[1:]}.", said), command
+        if command in ("generate", "chat"):
+            for field in fields(EngineConfig):
+                number = type(field.default) in (int, float) and "help" in field.metadata
+                assert not number or f"{field.metadata['help']} (default: {field.default})" in helped, field.name
+        if command == "bench":
+            assert all(f"(default: {value})" in helped for value in ("1,8", "128,1024", 32, 3))
 
 
 def test_options_may_be_spelled_as_the_fields(capsys):

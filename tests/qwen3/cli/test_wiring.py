@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -210,6 +211,28 @@ def test_what_makes_the_prompt_reaches_the_engine(run, streamed, talker, monkeyp
         assert [prompt(stdin=piped), prompt("-", stdin=piped), prompt("--prompt", "-", stdin=piped)] == [plain] * 3
     assert prompt(stdin="a\n\nß\n\n".encode()) == "[user]a\n\nß\n[assistant]", "one line end is left out"
     assert prompt("hi", stdin=b"other") == plain, "a prompt that is given is the prompt"
+    assert prompt("hi", "-", stdin=b"other\n") == "[user]hi\n\nother[assistant]"
+    assert prompt("-", "hi", stdin=b"other") == "[user]other\n\nhi[assistant]"
+
+
+def test_a_pipe_that_is_not_read_is_said(run, streamed, talker, tmp_path):
+    """A file or an empty pipe in place of stdin is not: programs that run this one leave them there."""
+
+    def said(descriptor, *words):
+        kept = os.dup(0)
+        os.dup2(descriptor, 0)
+        try:
+            return "pipe is not read" in run("generate", "-m", talker, *words)[2]
+        finally:
+            os.dup2(kept, 0)
+            os.close(kept)
+
+    reader, writer = os.pipe()
+    (tmp_path / "file").write_text("text")
+    with open(reader), open(writer, "wb", 0) as pipe, open(tmp_path / "file") as file:
+        assert not said(reader, "hi") and not said(file.fileno(), "hi")
+        pipe.write(b"text")
+        assert said(reader, "hi") and said(reader, "-p", "hi") and not said(reader, "hi", "-")
 
 
 @pytest.mark.parametrize("command", [("generate",), ("generate", "--raw"), ("chat",)], ids=" ".join)
@@ -248,6 +271,11 @@ def test_a_pipe_that_holds_no_prompt(run, loaded, monkeypatch, stdin, words, sai
     assert code == 2 and out == "" and err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
+def test_resume_alone_resumes_nothing(run, loaded):
+    code, _, err = run("generate", "x", "--resume")
+    assert code == 2 and err == "error: --resume goes with --prompts-file: a single answer is printed\n"
+
+
 def test_a_terminal_that_types_nothing_is_asked_for_a_prompt(run, loaded, monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO(b"hi"))
     stdin.isatty = lambda: True
@@ -275,6 +303,13 @@ def test_chat_renders_the_whole_conversation(run, streamed, talker, monkeypatch)
         "[user]b[assistant]",
     ]
     assert prompts("a\n/exit\nb\n") == ["[user]a[assistant]"]
+
+
+def test_chat_names_a_command_that_is_not_there(run, streamed, talker, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/foo bar\n/help\n"))
+    code, _, err = run("chat", "-m", talker)
+    assert code == 0 and streamed == [] and err.count("/reset forgets") == 3
+    assert "there is no command /foo: /reset forgets" in err and err.count("there is no") == 1
 
 
 def test_bench_options_arrive(run, loaded, talker, monkeypatch):

@@ -201,7 +201,8 @@ def test_architectures_of_the_same_model(names):
     [
         ({"model_type": "llama"}, "llama"),
         ({"architectures": ["Qwen3MoeForSequenceClassification"]}, "Qwen3MoeForSequenceClassification"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 0}, "use_sliding_window"),
+        ({"rope_scaling": {"factor": 4.0}}, 'has a factor, but no rope_type: add "rope_type": "yarn"'),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
@@ -234,6 +235,35 @@ def test_what_would_change_the_output_is_refused_by_name(changes, named):
     with pytest.raises(Qwen3Error, match=named) as refused:
         from_hf(changed(**changes), "folder/config.json")
     assert str(refused.value).startswith("folder/config.json") and "\n" not in str(refused.value)
+
+
+def test_a_sliding_window_that_reaches_no_layer_is_none():
+    layers = PUBLISHED["num_hidden_layers"]
+    for changes in (
+        {"sliding_window": None},
+        {"sliding_window": 4096, "max_window_layers": layers},
+        {"sliding_window": 4096, "max_window_layers": layers - 1, "layer_types": ["full_attention"] * layers},
+    ):
+        assert from_hf(changed(use_sliding_window=True, **changes)) == from_hf(PUBLISHED)
+    with pytest.raises(Qwen3Error, match="use_sliding_window"):
+        from_hf(changed(use_sliding_window=True, sliding_window=4096, max_window_layers=layers - 1))
+
+
+def test_a_dtype_has_more_than_one_name():
+    names = {"float16": ("half", "fp16", "torch.float16"), "float32": ("float", "fp32"), "bfloat16": ("bf16",)}
+    for name, others in names.items():
+        for other in others:
+            assert from_hf(changed(torch_dtype=other)).dtype == getattr(torch, name)
+    assert from_hf(changed(torch_dtype="auto")).dtype is None
+    assert from_hf(changed(dtype="auto", torch_dtype="half")).dtype == torch.float16
+
+
+def test_a_length_may_be_written_as_a_product():
+    for within in (32768, 32768.0):
+        yarn = from_hf(changed(rope_scaling=YARN | {"original_max_position_embeddings": within})).yarn
+        assert type(yarn.original_max_positions) is int and yarn.original_max_positions == 32768
+    with pytest.raises(Qwen3Error, match="original_max_position_embeddings is 32768.5"):
+        from_hf(changed(rope_scaling=YARN | {"original_max_position_embeddings": 32768.5}))
 
 
 def test_generation_config_names_the_end_of_text(tmp_path):

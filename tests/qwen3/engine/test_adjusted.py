@@ -101,6 +101,8 @@ def test_the_last_token_of_a_bad_word_is_banned_where_the_others_stand():
 def test_no_repeated_ngram(size, expected):
     """Of 1 2, 5 1 6, 5 1: what would repeat the last tokens and their follower."""
     assert banned([1, 2, 5], [1, 6, 5, 1], no_repeat_ngram_size=size) == expected
+    # What begins inside of itself.
+    assert banned([1, 1], [1], no_repeat_ngram_size=3) == {1}
 
 
 def test_every_field_changes_its_own_row_and_no_other():

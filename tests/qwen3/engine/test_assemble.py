@@ -32,6 +32,8 @@ def test_decode_steps_are_recorded_where_they_can_be_unless_it_is_switched_off(
         return
     module.assemble(model, options, 64, backend, Stats())
     assert len(made) == (can and wanted is not False)
+    # Rows for all sequences, wide enough for the 64 tokens of the longest in blocks of 16.
+    assert [arguments[2:4] for arguments in made] == [(options.max_num_seqs, 4)] * len(made)
 
 
 def test_a_largest_step_that_does_not_fit_says_what_to_lower(monkeypatch):
@@ -54,10 +56,29 @@ def test_the_largest_step_is_run_to_see_what_it_takes(small, monkeypatch):
         monkeypatch.setattr(llm.model, "forward", lambda batch, *more: tokens.append(batch) or forward(batch, *more))
         for name, value in (("memory_allocated", 120), ("max_memory_allocated", 500)):
             monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: tokens.append("peak"))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: tokens.append("given back"))
+        logits = llm.model.logits
+        monkeypatch.setattr(llm.model, "logits", lambda states: tokens.append(len(states)) or logits(states))
         options = EngineConfig(max_num_batched_tokens=70, max_num_seqs=3)
         assert module._step_bytes(llm.model, options, 40) == 380
-        assert [len(batch.token_ids) for batch in tokens] == [70]
+        # The peak of loading is forgotten, and the step has logits of all sequences.
+        assert [x if isinstance(x, str | int) else len(x.token_ids) for x in tokens] == ["peak", 70, 3, "given back"]
+
+
+def test_no_more_blocks_than_all_sequences_fill(small):
+    with LLM(small, device="cpu", max_num_seqs=2, max_model_len=40) as llm:
+        assert llm.engine.scheduler.pool.num_blocks == 2 * 3
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_takes_memory(small, monkeypatch):
+    def refuse(needed, device, what, advice):
+        raise Qwen3Error(f"{needed} bytes for {what}")
+
+    monkeypatch.setattr(module, "require", refuse)
+    monkeypatch.setattr(module, "Qwen3", None)
+    with pytest.raises(Qwen3Error, match=r"\d+ bytes for .* in float32"):
+        LLM(small, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,53 @@ def test_what_was_cached_is_what_the_first_admission_found(monkeypatch):
     assert again.completion("", "length").metrics.cached_prompt_tokens == 4
 
 
+def test_a_preempted_request_counts_its_prompt_again_and_not_its_answer(monkeypatch):
+    engine = engine_of(Clock(monkeypatch), [1] * 60, max_num_seqs=2, num_blocks=12)
+    engine.scheduler.pool.prefix_caching = False
+    preempt, preempted = engine.scheduler._preempt, []
+    monkeypatch.setattr(engine.scheduler, "_preempt", lambda sequence: preempted.append(sequence) or preempt(sequence))
+    first, second = submit(engine, [1, 2, 3, 4, 5, 6], 10), submit(engine, [6, 5, 4, 3, 2, 1], 10)
+    while not engine.scheduler.idle:
+        engine.step()
+    assert preempted and set(preempted) == {second}
+    metrics = second.completion("", "length").metrics
+    assert metrics.preemptions == len(preempted) and metrics.computed_prompt_tokens == 6 * (1 + len(preempted))
+    assert first.completion("", "length").metrics.computed_prompt_tokens == 6
+
+
+def test_seconds_of_a_step_count_from_the_preparation_of_its_inputs(monkeypatch):
+    clock = Clock(monkeypatch)
+    engine = engine_of(clock, [5])
+
+    def prepare(scheduled, token_ids=None):
+        clock.now += 3
+
+    monkeypatch.setattr(engine.runner, "prepare", prepare)
+    submit(engine, [1, 2, 3], 1)
+    engine.step()
+    assert engine.stats.prefill.seconds == 8
+
+
+def test_inputs_that_were_prepared_for_another_step_are_not_used(monkeypatch):
+    """A request ends between two steps, by a stop string or because its reader went away."""
+    engine = engine_of(Clock(monkeypatch), [1] * 9, max_num_seqs=2)
+    run, given = engine.runner.run, []
+    monkeypatch.setattr(engine.runner, "prepare", lambda scheduled, token_ids=None: scheduled)
+
+    def noted(scheduled, inputs, keep_routing=False):
+        given.append((scheduled, inputs))
+        return run(scheduled, inputs, keep_routing)
+
+    monkeypatch.setattr(engine.runner, "run", noted)
+    first, second = submit(engine, [1, 2], 6), submit(engine, [3, 4], 6)
+    for _ in range(3):
+        engine.step()
+    engine.scheduler.finish(second, "cancelled")
+    engine.step()
+    assert all(scheduled == inputs for scheduled, inputs in given)
+    assert [item.sequence for item in given[-1][0].work] == [first]
+
+
 def test_stop_reasons():
     """The stop string or the named stop token; None for the model's own end of text and for an answer that was cut."""
 
@@ -191,7 +238,7 @@ def test_logits_that_break_off_hold_no_block(llm, monkeypatch):
 
 
 def test_a_call_that_breaks_off_half_way_leaves_nothing(llm):
-    """It may have been anywhere in the scheduler, so the books are made anew."""
+    """It may have failed anywhere in the scheduler, so the state is rebuilt."""
     pool, taker = llm.engine.scheduler.pool, Sequence([1], Sampling(), frozenset(), 2)
     with pytest.raises(ZeroDivisionError):
         llm.loop.call(lambda: pool.allocate(taker, 3 * pool.block_size) and 1 / 0)
@@ -199,7 +246,7 @@ def test_a_call_that_breaks_off_half_way_leaves_nothing(llm):
 
 
 def test_only_the_engines_thread_computes(llm, monkeypatch):
-    """So that no two steps run at a time, whoever calls."""
+    """No two steps run at a time, from whichever thread the calls come."""
     threads, layer = set(), llm.model.layers[0]
     forward = layer.forward
 

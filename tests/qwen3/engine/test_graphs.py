@@ -1,10 +1,12 @@
 """Recorded decodes: the rows that fill up a recorded size read nothing and write nothing."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from qwen3 import LLM
-from qwen3.engine.graphs import DecodeGraphs
+from qwen3.engine.graphs import CudaRecorder, DecodeGraphs
 from qwen3.engine.inputs import forward_batch
 from qwen3.engine.params import Sampling
 from qwen3.engine.scheduler import Scheduled, Work
@@ -38,6 +40,47 @@ def decodes(count, token=5):
     return forward_batch(Scheduled(tuple(Work(sequence, 5, 1, True) for sequence in sequences)), 4, "cpu")
 
 
+@pytest.mark.parametrize(
+    "most, sizes",
+    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (20, [1, 2, 4, 8, 16, 20]), (24, [1, 2, 4, 8, 16, 24])],
+)
+def test_sizes_end_with_the_most_sequences(model, most, sizes):
+    assert DecodeGraphs(model, KVCache(model.config, 1, 4, torch.float32), most, 1, eager_recorder).sizes == sizes
+
+
+def test_cuda_records_after_a_run_and_its_graphs_share_one_pool(monkeypatch):
+    """By stand-ins for PyTorch's streams and graphs; a first run compiles, which cannot be recorded."""
+    calls = []
+
+    class Stream:
+        def wait_stream(self, other):
+            calls.append("waits")
+
+    class Graph:
+        replay = staticmethod(lambda: calls.append("replay"))
+
+        def pool(self):
+            return "pool"
+
+    @contextmanager
+    def inside(name):
+        calls.append(name)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: inside("aside"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: inside(("recorded", pool)))
+    recorder = CudaRecorder(torch.device("cpu"))
+    for pool in (None, "pool"):
+        calls.clear()
+        replay, logits = recorder(lambda: calls.append("run") or "logits")
+        assert calls == ["waits", "aside", "run", "waits", ("recorded", pool), "run"] and logits == "logits"
+    replay()
+    assert calls[-1] == "replay"
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("count, size", [(1, 1), (2, 2), (3, 4)])
 def test_a_step_after_a_larger_one_leaves_the_other_blocks_as_they_are(model, count, size):
@@ -52,6 +95,7 @@ def test_a_step_after_a_larger_one_leaves_the_other_blocks_as_they_are(model, co
     states, expected = model(decodes(count, token=7), plain, keep_routing=True)
     torch.testing.assert_close(logits, model.logits(states))
     assert sorted(graphs._recorded) == sorted({size, 4})
+    assert not graphs._seq_lens[count:size].any(), "a row of padding attends to what was there before"
     for got, wanted in zip(routing, expected, strict=True):
         assert torch.equal(got.expert_ids, wanted.expert_ids) and len(got.expert_ids) == count
     for layer, same in zip(cache.layers, plain.layers):

@@ -1,4 +1,4 @@
-"""An interrupt at any line leaves no block that is believed, no block that is held, and nobody who waits for ever."""
+"""An interrupt at any line leaves no wrong block in the prefix cache, no block allocated, and no caller waiting."""
 
 import os
 import random

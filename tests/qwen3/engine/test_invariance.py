@@ -246,7 +246,8 @@ def test_metrics(llm):
     assert 0 < first.inter_token_p50 <= first.inter_token_p99
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [400, 2000])
 def test_a_soak_of_requests_leaves_nothing_behind(tmp_path, monkeypatch, count):
     """Requests, 64 at once, a fifth cancelled somewhere on the way, a pool that forces preemption."""
     write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, head_dim=16)

@@ -1,7 +1,9 @@
-"""The engine's thread: nobody who submits or cancels waits for a step, and nobody waits for ever."""
+"""The engine's thread: submitting and cancelling wait for no step, and no caller waits forever."""
 
 import asyncio
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
@@ -216,3 +218,23 @@ def test_garbage_collection_may_cancel_while_a_message_is_sent(llm):
 
     assert in_thread(cancel_inside)()
     assert len(llm.generate("two", SHORT)[0].token_ids) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_is_told_to_make_its_own(llm):
+    """The engine's thread is not in it: a call would wait for ever."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(TIMEOUT)
+        refused = 0
+        try:
+            for call in (llm.generate, lambda prompt: list(llm.stream(prompt)), llm.logits):
+                try:
+                    call([5])
+                except Qwen3Error as error:
+                    refused += "forked" in str(error)
+            llm.close()
+        finally:
+            os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert len(llm.generate([5], SHORT)[0].token_ids) == 3

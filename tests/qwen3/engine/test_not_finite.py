@@ -103,7 +103,7 @@ def test_an_answer_that_breaks_off_keeps_what_it_had(small, options):
 
 
 def test_nobody_gets_the_blocks_of_what_was_not_finite(llm):
-    """Not even whoever begins alike; the blocks of the others stay in the prefix cache."""
+    """A request with the same prefix gets none of them; other blocks stay in the prefix cache."""
     prompt = [*GOOD[0], BAD, *range(100, 120)]
     expected = answers(llm, [prompt, GOOD[0]])
     llm.reset_prefix_cache()

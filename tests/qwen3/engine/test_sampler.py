@@ -43,6 +43,34 @@ def test_penalties():
     assert logits[0, 0] == 2  # the model's own scores stay as they are
 
 
+def test_what_the_kernels_get_of_each_row():
+    rows = [
+        sequence([1, 2], [3], temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, seed=5),
+        sequence([1], [], temperature=1e-6, top_k=0, seed=6),
+        sequence([1], [], temperature=1.5, top_k=-1, top_p=0.25),
+        sequence([1], [], top_k=99),
+    ]
+    work = [Work(row, 0, len(row.token_ids), True) for row in rows]
+    batch = SamplingBatch.from_work(work, 8, "cpu")
+    assert batch.temperature.tolist() == [0.5, 0, 1.5, 0]  # a tiny one is greedy
+    assert batch.top_k.tolist() == [3, 8, 8, 8]  # 0, -1 and more than there are keep all
+    assert batch.top_p.tolist() == pytest.approx([0.9, 1, 0.25, 1]) and batch.min_p.tolist() == pytest.approx(
+        [0.1, 0, 0, 0]
+    )
+    assert batch.seeds.tolist() == [5, 6, 0, 0] and batch.positions.tolist() == [3, 1, 1, 1]
+
+
+def test_log_probabilities_are_those_of_the_row_and_no_more_than_there_are():
+    logits = torch.tensor([[0.0, 1, 2, 3], [3, 0, 2, 1], [0, 0, 0, 9]])
+    rows = [sequence([1], [], logprobs=2), sequence([1], [], logprobs=100), sequence([1], [])]
+    first, second, third = Sampler(reference).logprobs(logits, rows, [1, 2, 3])
+    expected = logits.log_softmax(-1)
+    assert third is None and (first.token_id, second.token_id) == (1, 2)
+    assert (first.logprob, second.logprob) == pytest.approx((expected[0, 1].item(), expected[1, 2].item()))
+    assert [token for token, _ in first.top] == [3, 2] and [token for token, _ in second.top] == [0, 2, 3, 1]
+    assert [value for _, value in second.top] == pytest.approx(expected[1].sort(descending=True).values.tolist())
+
+
 def test_repetition_penalty_is_transformers():
     processors = pytest.importorskip("transformers").generation.logits_process
     logits, ids = torch.randn(1, 50), [3, 4, 4, 9]

@@ -336,6 +336,35 @@ def test_after_an_error_everything_runs_again_oldest_first():
     assert [item.sequence for item in scheduler.schedule().work] == requests
 
 
+def test_without_a_kv_cache_every_step_computes_the_whole_text():
+    scheduler = Scheduler(BlockPool(20, 2), 2, 100, kv_cache=False)
+    scheduler.add(sequence([1, 2, 3]))
+    for length in (3, 4, 5):
+        scheduled = scheduler.schedule()
+        assert [(item.start, item.stop) for item in scheduled.work] == [(0, length)] and not scheduled.is_decode
+        assert scheduler.predict(scheduled) is None
+        scheduler.commit(scheduled, [7], [None])
+
+
+def test_blocks_that_another_holds_are_shared_where_hardly_any_is_free():
+    """Of two free blocks one is for the new request, one for the next token of the other; shared ones take none."""
+    scheduler = Scheduler(BlockPool(5, 2), 2, 100)
+    scheduler.add(sequence([1, 2, 3, 4, 5], 4))
+    scheduler.commit(scheduler.schedule(), [7], [None])
+    scheduler.add(sequence([1, 2, 3, 4, 9], 4))
+    assert [(item.start, item.stop) for item in scheduler.schedule().work] == [(5, 6), (4, 5)]
+
+
+def test_blocks_of_a_cache_that_was_emptied_are_written_anew():
+    scheduler = Scheduler(BlockPool(2, 2), 1, 100)
+    blocks = Blocks(scheduler.pool)
+    for _ in range(2):
+        scheduler.add(q := sequence([1, 2, 3], 1))
+        run(scheduler, blocks)
+        assert q.cached_prompt_tokens == 0
+        scheduler.reset_prefix_cache()
+
+
 def test_another_model_or_other_tokens_before_share_nothing():
     one, other = BlockPool(8, 2, "one"), BlockPool(8, 2, "other")
     assert one._hash(sequence([1, 2, 3]), 0) != other._hash(sequence([1, 2, 3]), 0)

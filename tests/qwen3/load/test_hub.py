@@ -71,7 +71,7 @@ def test_broken_download_resumes_where_it_broke(fake, get, tmp_path):
 
 def test_unfinished_download_is_not_a_model(fake, get, tmp_path):
     break_off(fake, get)
-    refused(lambda: resolve(REPO, tmp_path), REPO, "not complete", f"qwen3 download --repo_id {REPO}")
+    refused(lambda: resolve(REPO, tmp_path), REPO, "not complete", f"qwen3 download {REPO}")
     refused(lambda: resolve(tmp_path / REPO), str(tmp_path / REPO), "not complete", "qwen3 download")
     assert resolve(None, tmp_path) == TINY
 
@@ -144,6 +144,44 @@ def test_mirror_without_hashes(fake, get, tmp_path):
     assert (fake.fetched(SHARDS[0]), fake.fetched(SHARDS[1])) == ([], [f"bytes={BREAK}-"])
     (folder / SHARDS[0]).write_bytes(weights(1)[:-1])
     assert (get() / SHARDS[0]).read_bytes() == weights(1)
+
+
+def test_a_revision_with_slashes(fake, get):
+    """One part of the path: a pull request or a branch may have slashes in its name."""
+    fake.branches["refs%2Fpr%2F1"] = "1" * 40
+    assert (get(revision="refs/pr/1") / SHARDS[0]).read_bytes() == weights(1)
+
+
+def test_small_files_may_begin_with_a_byte_order_mark(fake, get):
+    bom = "\ufeff".encode()
+    content = files()
+    index = next(name for name in content if name.endswith("index.json"))
+    fake.commits["1" * 40] = files(**{name: bom + content[name] for name in ("config.json", index)})
+    assert listing(get()) == NEEDED
+
+
+def test_a_hub_that_is_busy_is_asked_again(get, monkeypatch):
+    stream, codes = hub.http_stream_backoff, []
+
+    def noted(*arguments, **options):
+        codes.append(options["retry_on_status_codes"])
+        return stream(*arguments, **options)
+
+    monkeypatch.setattr(hub, "http_stream_backoff", noted)
+    get()
+    assert codes and all(429 in wanted and 408 in wanted for wanted in codes)
+
+
+def test_a_hub_that_fails_at_an_optional_file_is_not_one_without_it(fake, get, monkeypatch):
+    """A model without its chat template would answer something else."""
+    read = hub._Repo.read
+
+    def failing(repo, name):
+        fake.refusal = (503, "") if name == "chat_template.jinja" else None
+        return read(repo, name)
+
+    monkeypatch.setattr(hub._Repo, "read", failing)
+    refused(get, "503")
 
 
 def publish_update(fake: FakeHub) -> None:

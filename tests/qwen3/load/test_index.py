@@ -29,6 +29,11 @@ def test_shards_are_sorted_and_named_once(index):
     assert weight_bytes(index(metadata={"total_size": 5}, weight_map={})) == 5
 
 
+def test_an_index_may_name_files_with_spaces(index):
+    folder = make(index(weight_map={"x": "my model (1).safetensors"}), "my model (1).safetensors")
+    assert names(folder) == ["my model (1).safetensors"]
+
+
 def test_without_an_index_there_is_one_file(tmp_path):
     with pytest.raises(Qwen3Error, match=f"{WEIGHTS}: no such file"):
         weight_files(tmp_path)
@@ -84,7 +89,7 @@ def names(folder):
 
 def test_shards_without_an_index_are_all_read(tmp_path):
     shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    make(tmp_path, *shards, "adapter_model.safetensors", "consolidated.safetensors", "README.md")
+    make(tmp_path, *shards, "adapter_model.safetensors", "consolidated.safetensors", "README.md", f"._{shards[0]}")
     assert names(tmp_path) == shards and weight_bytes(tmp_path) == 6
     (tmp_path / shards[1]).unlink()
     with pytest.raises(Qwen3Error, match=r"model-00002-of-00003.safetensors is missing, 1 of 3"):
@@ -136,7 +141,7 @@ def test_an_index_is_read_before_shards_that_it_does_not_name(index):
 
 
 def stand_ins(path):
-    """Puts what is no plain file in a file's place, one after the other."""
+    """Puts a folder, a pipe, a device or a broken link in a file's place, one after the other."""
     for put in (
         lambda: path.symlink_to("nowhere"),
         lambda: path.symlink_to(path),
@@ -151,7 +156,7 @@ def stand_ins(path):
 
 def test_what_is_no_plain_file_is_not_read(tmp_path):
     for _ in stand_ins(tmp_path / WEIGHTS):
-        with pytest.raises(Qwen3Error, match=f"{WEIGHTS}: is no file, or a link"):
+        with pytest.raises(Qwen3Error, match=f"{WEIGHTS}: is not a file, or a link"):
             weight_files(tmp_path)
     make(tmp_path, WEIGHTS)
     for _ in stand_ins(tmp_path / INDEX):

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from qwen3 import Qwen3Error
+from qwen3.config.hf import model_config
 from qwen3.load import loader
 from qwen3.load.index import weight_bytes
 from qwen3.load.reader import read_headers
+from qwen3.model.qwen3 import Qwen3
+from qwen3_kernels.backend import backend
 
 from ..conftest import write_checkpoint
 from .checkpoints import edit, loaded
@@ -40,7 +43,8 @@ def test_shards_and_another_dtype(folder, tmp_path_factory):
     assert weight_bytes(sharded) == sum(t.nbytes for t in whole.values())
 
 
-def test_stacked_expert_names(folder):
+@pytest.mark.parametrize("mlx", [False, True])
+def test_stacked_expert_names(folder, mlx):
     published = loaded(folder)
 
     def stack(tensors):
@@ -49,6 +53,11 @@ def test_stacked_expert_names(folder):
             gates, ups, downs = (
                 [tensors.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(8)] for part in ("gate", "up", "down")
             )
+            if mlx:
+                prefix = prefix.replace("experts", "switch_mlp")
+                parts = {"gate": gates, "up": ups, "down": downs}
+                tensors.update({f"{prefix}{part}_proj.weight": torch.stack(every) for part, every in parts.items()})
+                continue
             tensors[prefix + "gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gates, ups)])
             tensors[prefix + "down_proj"] = torch.stack(downs)
 
@@ -63,6 +72,21 @@ def test_a_head_beside_a_tied_embedding_must_be_the_embedding(tmp_path):
     edit(tmp_path, lambda t: t["lm_head.weight"].mul_(2))
     with pytest.raises(Qwen3Error, match="lm_head.weight.*set tie_word_embeddings to false in .*config.json"):
         loaded(tmp_path)
+
+
+def test_a_head_is_compared_in_the_models_dtype(tmp_path):
+    """Some checkpoints hold it in another one than the embedding."""
+    write_checkpoint(tmp_path, tie_word_embeddings=True)
+    name = "model.embed_tokens.weight"
+    edit(tmp_path, lambda t: t.update({"lm_head.weight": t[name].clone(), name: t[name].bfloat16()}))
+    assert torch.isfinite(loaded(tmp_path, torch.bfloat16)[name]).all()
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_where_it_is_asked_for(folder, capfd, progress):
+    model = Qwen3(model_config(folder), backend("reference"), 64, torch.float32)
+    loader.load_weights(model, folder, progress)
+    assert ("loading" in capfd.readouterr().err) is progress
 
 
 def test_a_head_without_its_tied_embedding_is_the_embedding(tmp_path):

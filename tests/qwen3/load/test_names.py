@@ -83,10 +83,41 @@ def test_a_mixture_of_prefixes_is_an_error(dense, tmp_path, decoder, head):
             loaded(tmp_path)
 
 
+@pytest.mark.parametrize("inside", ["_orig_mod.", "_fsdp_wrapped_module._checkpoint_wrapped_module."])
+def test_wrappers_of_single_layers_are_no_part_of_a_name(dense, tmp_path, inside):
+    (tmp_path / "config.json").write_bytes((dense / "config.json").read_bytes())
+    wanted = loaded(dense)
+    tensors = load_file(dense / "model.safetensors")
+    wrapped = {
+        name.replace("layers.1.", f"layers.1.{inside}").replace("mlp.", f"mlp.{inside}"): name for name in tensors
+    }
+    save_file({name: tensors[old] for name, old in wrapped.items()}, tmp_path / "model.safetensors")
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded(tmp_path).items())
+    edit(
+        tmp_path,
+        lambda t: t.update(
+            {"model.layers.1.mlp.up_proj.weight": t[f"model.layers.1.{inside}mlp.{inside}up_proj.weight"].clone()}
+        ),
+    )
+    with pytest.raises(Qwen3Error, match="is given twice"):
+        loaded(tmp_path)
+
+
+def test_empty_tensors_are_told_as_those_of_zero_3(dense, tmp_path):
+    (tmp_path / "config.json").write_bytes((dense / "config.json").read_bytes())
+    save_file(
+        load_file(dense / "model.safetensors") | {"model.embed_tokens.weight": torch.zeros(0)},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(Qwen3Error, match="DeepSpeed's ZeRO-3 .*: run zero_to_fp32.py"):
+        loaded(tmp_path)
+
+
 def test_buffers_that_are_computed_are_skipped(tmp_path):
     write_checkpoint(tmp_path, num_hidden_layers=1)
     wanted = loaded(tmp_path)
     names = ("model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq")
+    names += ("model.layers.0.self_attn.rotary_emb.cos_cached", "model.layers.0.self_attn.masked_bias")
     edit(tmp_path, lambda t: t.update({name: torch.ones(16, dtype=torch.int64) for name in names}))
     assert loaded(tmp_path).keys() == wanted.keys()
 
@@ -105,6 +136,10 @@ FOREIGN = {
     "model.layers.0.mlp.down_proj.weight.absmax": "quantized",
     "model.layers.0.mlp.down_proj.weight.quant_state.bitsandbytes__nf4": "quantized",
     "model.layers.0.mlp.down_proj.SCB": "quantized",
+    "model.layers.0.self_attn.k_scale": "quantized",
+    "model.layers.0.self_attn.q_proj.input_scale": "quantized",
+    "model.layers.0.self_attn.qkv_proj.weight": "another engine",
+    "model.layers.0.mlp.gate_up_proj.weight": "another engine",
     "visual.blocks.0.norm1.weight": "multimodal",
     "model.visual.patch_embed.proj.weight": "multimodal",
     "model.language_model.layers.0.input_layernorm.weight": "multimodal",
@@ -139,6 +174,11 @@ def test_a_vocabulary_that_grew_says_what_to_set(dense, tmp_path):
         loaded(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 320, "intermediate_size": 95}))
     with pytest.raises(Qwen3Error, match=r"config.json says \[\d+, \d+\]$"):
+        loaded(tmp_path)
+    # An embedding that is wider is of another model, however many rows it has.
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 300, "hidden_size": 32}))
+    edit(tmp_path, lambda t: [t.pop(name) for name in list(t) if "embed_tokens" not in name])
+    with pytest.raises(Qwen3Error, match=r"has shape \[320, 64\], .*config.json says \[300, 32\]$"):
         loaded(tmp_path)
 
 

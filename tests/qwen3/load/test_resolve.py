@@ -38,7 +38,7 @@ def test_resolve_knows_no_such_model(tmp_path, model):
 
 
 def test_resolve_says_how_to_download(tmp_path):
-    refused(lambda: resolve("Org/Name", tmp_path), "Org/Name", str(tmp_path), "`qwen3 download --repo_id Org/Name`")
+    refused(lambda: resolve("Org/Name", tmp_path), "Org/Name", str(tmp_path), "`qwen3 download Org/Name`")
 
 
 @pytest.mark.parametrize("repo_id", ["", "Name", "a/b/c", "../../Name", "Org/Na me"])
@@ -88,10 +88,10 @@ def test_names_that_no_file_system_takes(model, tmp_path):
 def test_a_file_is_not_a_folder(tmp_path):
     for name in ("x.gguf", "config.json"):
         (tmp_path / name).write_text("{}")
-        message = refused(lambda path=tmp_path / name: resolve(path), name, "is no folder", "give the folder")
+        message = refused(lambda path=tmp_path / name: resolve(path), name, "is not a folder", "give the folder")
         assert ("GGUF" in message) == (name == "x.gguf")
     (tmp_path / "gone").symlink_to("nowhere")
-    refused(lambda: resolve(str(tmp_path / "gone")), "is no folder")
+    refused(lambda: resolve(str(tmp_path / "gone")), "is not a folder")
 
 
 def test_paths_from_the_home_folder(tmp_path, monkeypatch):
@@ -206,6 +206,29 @@ def test_models_of_the_cache_are_found(cache, tmp_path):
     assert cached_models() == {"Org/Name": snapshot}
 
 
+def test_a_folder_without_a_model_does_not_hide_the_model_of_its_name(cache, tmp_path, monkeypatch):
+    snapshot = cache_model(cache, "abc")
+    monkeypatch.chdir(tmp_path)
+    empty = tmp_path / "Org" / "Name"
+    empty.mkdir(parents=True)
+    assert resolve("Org/Name") == resolve(Path("Org/Name")) == snapshot
+    refused(lambda: resolve(empty), "config.json: no such file")
+    refused(lambda: resolve("Org"), "config.json: no such file")
+    (empty / "config.json").write_text("{}")
+    assert resolve("Org/Name") == Path("Org/Name"), "a folder with a model is the one that was meant"
+
+
+def test_an_id_may_come_as_a_path_or_in_other_letters(cache, tmp_path, monkeypatch):
+    snapshot = cache_model(cache, "abc")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(Path("Org/Name")) == snapshot
+    for text in ("org/name", "ORG/NAME", "name"):
+        refused(lambda text=text: resolve(text), "did you mean Org/Name?")
+    refused(lambda: resolve("rg/Name"), "did you mean Org/Name?")
+    folder = make_model(tmp_path / "a b")
+    assert resolve(f"file://{tmp_path}/a%20b") == folder
+
+
 def test_a_complete_download_is_taken_before_the_cache(cache, tmp_path):
     snapshot = cache_model(cache, "abc123")
     folder = make_model(tmp_path / "models" / "Org" / "Name")
@@ -216,7 +239,7 @@ def test_a_complete_download_is_taken_before_the_cache(cache, tmp_path):
 
 def test_a_snapshot_that_is_not_complete_is_said(cache, tmp_path):
     snapshot = cache_model(cache, "abc123", {"config.json"})
-    refused(lambda: resolve("Org/Name", tmp_path / "models"), str(snapshot), "not complete", "qwen3 download --repo_id")
+    refused(lambda: resolve("Org/Name", tmp_path / "models"), str(snapshot), "not complete", "qwen3 download Org")
     assert resolve(snapshot.parent.parent) == snapshot, "its config.json is enough for qwen3 info"
     (snapshot / "config.json").unlink()
     refused(lambda: resolve(snapshot.parent.parent), "without a complete snapshot")

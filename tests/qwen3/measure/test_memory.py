@@ -2,6 +2,8 @@
 
 import io
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +144,18 @@ def test_an_allocation_that_fails_is_an_error_of_one_line(system):
             raise error
     with pytest.raises(RuntimeError, match="other"), out_of_memory_is_an_error(1, CPU, "it", ""):
         raise RuntimeError("other")
+
+
+def test_peak_memory_is_in_bytes(system, monkeypatch):
+    """The kernel's figure is in kilobytes, getrusage's too, but for macOS."""
+    system({"/proc/self/status": "VmPeak: 9 kB\nVmHWM:\t   7 kB\n"})
+    assert memory.peak_bytes(CPU) == 7 * 1024
+    system({})
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=5000))
+    monkeypatch.setitem(sys.modules, "resource", usage)
+    for platform, expected in (("linux", 5000 * 1024), ("darwin", 5000)):
+        monkeypatch.setattr(memory.sys, "platform", platform)
+        assert memory.peak_bytes(CPU) == expected
 
 
 def test_sizes_for_people():

@@ -12,7 +12,7 @@ from qwen3 import LLM, EngineConfig, Qwen3Error, SamplingParams
 from qwen3.cli.main import main
 from qwen3.config.hf import from_hf, model_config
 from qwen3.measure import roofline
-from qwen3.measure.expert_load import ExpertLoad
+from qwen3.measure.expert_load import ExpertLoad, draw_heat_map
 from qwen3.measure.stats import Phase, Stats
 from qwen3.model.blocks import Routing
 from qwen3.model.footprint import planned_footprint
@@ -84,17 +84,17 @@ def test_a_step_with_a_prompt_in_it_is_prefill_and_recomputed_tokens_are_not_sam
 def test_a_token_of_qwen3_30b_reads_what_its_shape_says():
     """48 layers of 37.7 MB attention, 75.5 MB for 8 experts and 0.5 MB router, and 622 MB output layer."""
     config = model_config(config_folder("Qwen3-30B-A3B"))
-    stats = Stats(decode=Phase(steps=2, tokens=2, seconds=0.01, context_tokens=300), experts=ExpertLoad(config, "cpu"))
+    stats = Stats(decode=Phase(steps=2, tokens=6, seconds=0.01, context_tokens=300), experts=ExpertLoad(config, "cpu"))
     for _ in range(2):
         stats.experts.count(routing(*([list(range(8))] for _ in range(48))), decode=True)
     cache = 300 * 98_304
     model = Qwen3(config, reference, 1, torch.bfloat16, "meta")
     read = roofline.bytes_read(model, stats, decode=True)
     assert read - cache == pytest.approx(2 * (48 * (37.7e6 + 75.5e6 + 0.5e6) + 622e6), rel=2e-3)
-    assert roofline.bytes_read(model, Stats(), decode=True) == 0
+    assert roofline.bytes_read(model, Stats(), decode=True) == roofline.bytes_read(model, stats, decode=False) == 0
     prefill, decode = roofline.roofline_lines(model, stats, 2e12)
     assert prefill == "prefill: no steps"
-    assert "2 tokens in 2 steps, 200.0 tokens/s" in decode and f"{read / 0.01 / 2e12:.0%} of the copy" in decode
+    assert "6 tokens in 2 steps, 600.0 tokens/s" in decode and f"{read / 0.01 / 2e12:.0%} of the copy" in decode
 
 
 def test_statistics_measure_the_prefill_that_runs_without_them(small):
@@ -157,9 +157,8 @@ def generate(capsys, tmp_path, monkeypatch):
 
 def test_stats_give_prefill_and_decode_apart(generate):
     code, out, err = generate("--stats")
-    line = (
-        r"{}: {} tokens in {} steps, [\d,.]+ tokens/s · [\d,.]+ [MG]B to read, [\d,.]+ GB/s, \d+% of the copy bandwidth"
-    )
+    speed = r"[\d,.]+ tokens/s · [\d,.]+ [MG]B to read, [\d,.]+ GB/s, \d+% of the copy bandwidth"
+    line = "{}: {} tokens? in {} steps?, " + speed
     assert code == 0 and re.search(line.format("decode", 4, 4), err)
     assert re.search(line.format("prefill", r"\d+", 1), err) and "time to first token" in err and "peak memory" in err
 
@@ -171,6 +170,14 @@ def test_expert_stats_write_json_and_a_picture(generate, tmp_path):
     assert code == 0 and len(report["layers"]) == 5 and report["decode_steps"] == 4
     assert all(layer["distinct_experts_per_decode_step"] == 4 for layer in report["layers"])
     assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG") and "load.json" in err
+
+
+def test_the_heat_map_shows_multiples_of_a_fair_share(tmp_path, monkeypatch):
+    axes = pytest.importorskip("matplotlib.axes").Axes
+    imshow, shown = axes.imshow, []
+    monkeypatch.setattr(axes, "imshow", lambda self, x, **more: shown.append(x.tolist()) or imshow(self, x, **more))
+    draw_heat_map(torch.tensor([[4, 2, 2, 0], [0, 0, 0, 0]]), [1, 3], tmp_path / "a.png")
+    assert shown == [[[2, 1, 1, 0], [0, 0, 0, 0]]]
 
 
 def test_expert_stats_that_cannot_be_written_are_refused_before_any_text(generate, tmp_path):
@@ -189,3 +196,6 @@ def test_random_weights(tmp_path):
     assert len(done.token_ids) == 6 and done.text == "" and bool(llm.logits([1, 2]).isfinite().all())
     with pytest.raises(Qwen3Error, match="stop strings need text"):
         llm.generate([[1]], SamplingParams(stop="x"))
+    with pytest.raises(Qwen3Error, match="stop strings need text"):
+        llm.generate([[1]], SamplingParams(bad_words="x"))
+    assert llm.stats.experts is None  # nobody asked for them, and counting costs time

@@ -35,6 +35,9 @@ GRID = [
     # Without effect: one of the two mscales alone, defaults that are written out, 0 and null.
     {"beta_fast": 1, "beta_slow": 32},
     {"beta_fast": 1, "beta_slow": 1},
+    # A ramp of no width that begins between two pairs; one that ends beyond the last pair.
+    {"beta_fast": 4, "beta_slow": 4, "truncate": False},
+    {"beta_slow": 1e-3, "rope_theta": 1e4},
 ]
 DEFAULTS = {
     "beta_fast": 32,

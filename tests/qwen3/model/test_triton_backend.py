@@ -37,9 +37,8 @@ def both(folder, **options):
     return [LLM(folder, device=DEVICE, backend=b, **options) for b in ("reference", "triton")]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "one layer" else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_float32_tokens_and_logits_are_those_of_the_reference(name, tmp_path):
     write_checkpoint(tmp_path, **CONFIGS[name])
     reference, llm = both(tmp_path, dtype="float32")

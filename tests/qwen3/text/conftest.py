@@ -14,7 +14,7 @@ from .folders import auto_tokenizer, write_folder
 # A folder with the tokenizer.json of a Qwen3 model, or with qwen.tiktoken, from which a tool beside it builds one.
 GIVEN = os.environ.get("QWEN3_TOKENIZER")
 SOURCE = Path(GIVEN) if GIVEN else Path(__file__).resolve().parents[4] / "shared" / "data"
-HOW = "run `qwen3 download --repo_id Qwen/Qwen3-0.6B`, then set QWEN3_TOKENIZER=models/Qwen/Qwen3-0.6B"
+HOW = "run `qwen3 download Qwen/Qwen3-0.6B`, then set QWEN3_TOKENIZER=models/Qwen/Qwen3-0.6B"
 
 
 @pytest.fixture(scope="module")

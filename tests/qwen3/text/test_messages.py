@@ -32,6 +32,65 @@ def call(arguments, **more):
     return {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function} | more]}
 
 
+def called(arguments, content=None):
+    calls = [{"type": "function", "function": {"name": "f", "arguments": arguments}}]
+    return [HI, {"role": "assistant", "content": content, "tool_calls": calls}]
+
+
+CALLS = "{% for m in messages %}|{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+# As DeepSeek's: arguments are added to a text, and an answer without content is no turn.
+JOINS = (
+    CALLS + "{{ '<' + c.function.arguments + '>' }}{% endfor %}{% if m.content is not none %}!{% endif %}{% endfor %}"
+)
+PRINTS = CALLS + "<{{ c.function.arguments }}>{% endfor %}{% endfor %}"
+DUMPS = CALLS + "<{{ c.function.arguments | tojson }}>{% endfor %}{% endfor %}"
+GOES_THROUGH = (
+    CALLS + "{% for k, v in c.function.arguments | items %}<{{ k }}={{ v }}>{% endfor %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("arguments", ['{"a":1}', {"a": 1}])
+def test_arguments_of_a_call_are_spelled_as_the_template_reads_them(arguments):
+    as_text = arguments if isinstance(arguments, str) else '{"a": 1}'
+    assert render(called(arguments), JOINS) == f"|Hi!|<{as_text}>"
+    assert render(called(arguments, ""), JOINS) == f"|Hi!|<{as_text}>!", "an empty text is what the client said"
+    assert render(called(arguments), PRINTS) == f"|Hi|<{as_text}>", "not as Python prints it"
+    assert render(called(arguments), DUMPS) == '|Hi|<{"a": 1}>'
+    assert render(called(arguments), GOES_THROUGH) == "|Hi|<a=1>"
+    quoted = [{"role": "user", "content": "{'a': 1} None"}, *called(arguments)[1:]]
+    assert render(quoted, DUMPS) == """|{'a': 1} None|<{"a": 1}>""", "the user's text is no sign"
+    if isinstance(arguments, str):
+        assert render(called(arguments, "x"), PRINTS) == f"|Hi|x<{as_text}>"
+    with pytest.raises(Qwen3Error, match="in no spelling"):
+        render(called(arguments), CALLS + "{{ raise_exception('in no spelling') }}{% endfor %}{% endfor %}")
+
+
+def test_no_content_beside_calls_is_never_printed_as_none():
+    for template in (
+        ALL,
+        "{% for m in messages %}{{ '|' ~ m.content }}{% for c in m.tool_calls or [] %}{{ c }}{% endfor %}{% endfor %}",
+    ):
+        assert "None" not in render(called({"a": 1}), template)
+        assert "None" in render([HI | {"content": "None"}, called({"a": 1})[1]], template)
+    assert render([*called({"a": 1}), {"role": "tool", "content": None}]) == "<user>Hi<assistant>[f a=1]<tool>"
+
+
+def test_an_answer_of_reasoning_alone_can_be_continued():
+    messages = [HI, {"role": "assistant", "content": None, "reasoning": "hm"}]
+    assert render(messages, CALLS + "{% endfor %}{% endfor %}", continue_final_message=True) == "|Hi|"
+
+
+def test_lost_calls_are_seen_in_either_spelling():
+    for arguments in ('{"a": 1}', {"a": 1}):
+        lost = [
+            *called(arguments),
+            HI,
+            {"role": "assistant", "content": "", "tool_calls": called(arguments)[1]["tool_calls"]},
+        ]
+        with pytest.raises(Qwen3Error, match=r"tool call of messages\[3\]"):
+            render(lost, JOINS.replace("m.tool_calls or []", "(m.tool_calls or [] if loop.index < 3 else [])"))
+
+
 class Dumped:
     """A message as OpenAI's client returns it."""
 
@@ -46,6 +105,7 @@ class Dumped:
         ({"role": "user", "content": [{"type": "text", "text": "a"}]}, "<user>a"),
         ({"role": "user", "content": [{"type": "input_text", "text": "a"}, "b"]}, "<user>a\nb"),
         ({"role": "assistant", "content": [{"type": "output_text", "text": "a"}, {"text": ""}]}, "<assistant>a\n"),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, "<assistant>no"),
         ({"role": "developer", "content": "a"}, "<system>a"),
         ({"role": "user", "content": "a", "name": "Bob", "tool_calls": []}, "<user>a"),
         ({"role": "user", "content": "a", "id": 7, "weight": 0, "audio": None, "prefix": False}, "<user>a"),
@@ -91,6 +151,7 @@ def test_messages_as_clients_write_them(message, text):
         (call([1]), "messages[1].tool_calls[0] has the arguments [1]"),
         ({"role": "assistant", "content": "a", "reasoning": ["x"]}, "messages[1] has reasoning ['x']"),
         ({"role": "assistant", "content": None, "tool_calls": []}, "messages[1] has no content"),
+        ({"role": "assistant", "content": None, "function_call": {"name": "f"}}, "the old form: give tool_calls"),
         ({"role": "user", "content": "\ud800"}, "messages[1] holds a lone surrogate"),
         ({"role": "user", "content": {1, 2}}, "messages[1] can hold JSON values only"),
         (Dumped, "messages[1] cannot be read as a message: TypeError"),
@@ -211,7 +272,7 @@ def test_texts_that_are_repeated_stripped_or_changed_are_not_lost():
     assert render([HI | {"content": "  "}, HI], "{{ messages[1].content }}") == "Hi", "nothing was said"
     thought = [HI, OK | {"content": "<think>long ago</think>"}, HI]
     assert render(thought, QWEN3).count("<think>") == 0, "Qwen3's template drops old reasoning"
-    marked, first = [OK | {"reasoning": "marker1end"}, HI], "{{ messages[0].content }}{{ messages[0].thinking }}"
+    marked, first = [OK | {"reasoning": "markeraaaaa1end"}, HI], "{{ messages[0].content }}{{ messages[0].thinking }}"
     assert "messages[1]" in one_line(lambda: render(marked, first)), "a text that looks like a marker"
 
 
@@ -382,9 +443,34 @@ def test_any_value_in_any_place_is_rendered_or_refused_in_one_line(data):
 
 
 def test_what_the_template_writes_after_an_answer():
-    def after(template: str) -> str:
-        return ChatTemplate({"default": template}, {}, "m").after_answer()
+    def after(template: str) -> list[str]:
+        return list(ChatTemplate({"default": template}, {}, "m").after_answers())
 
-    assert after(QWEN3) == "<|im_end|>\n" and after("{{ messages[0].content }}") == after("{% if %}") == ""
+    assert after(QWEN3)[0] == "<|im_end|>\n" and after(QWEN3)[1].startswith("<|im_end|>\n<|im_start|>user")
+    assert after("{{ messages[0].content }}") == after("{% if %}") == []
+    turns = "{% for m in messages %}{{ m.content }}{{ '!' if not loop.last }}{% endfor %}"
+    assert after(turns) == ["", "!a", "", "!a"]
+    last = "{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+    first = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
+    assert after(last + turns) == ["!a", "!a"] and after(first + turns) == ["", "!a"]
     with pytest.raises(Qwen3Error):
         render([HI], "{% if %}")
+
+
+def test_words_that_look_like_markers_are_text():
+    """Each of them would be the marker if it were not there."""
+    words = "".join(f"marker{word}0end markeraaaaamarker" for word in ("aaaaa", "aaaab", "aaaac", "x" * 10))
+    for content in (words, [{"type": "text", "text": words}, {"type": "text", "text": "0a1end"}]):
+        text = words if content is words else f"{words}\n0a1end"
+        assert (
+            render([HI | {"content": content}, OK], "{% for m in messages %}{{ m.content }}{% endfor %}") == f"{text}ok"
+        )
+    assert render([OK | {"content": f"{words} and"}], ALL, continue_final_message=True).endswith(f"{words} and")
+
+
+@pytest.mark.slow
+def test_parts_and_words_without_number_take_time_in_proportion():
+    """With a comparison of each with all, hours."""
+    parts = [{"type": "text", "text": f"{i}"} for i in range(100_000)]
+    assert render([HI | {"content": parts}]).count("\n") == 99_999
+    assert render([HI | {"content": "marker" + "x" * 1_000_000 + "markeraaaaa" * 100_000}])

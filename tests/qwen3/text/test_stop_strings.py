@@ -52,6 +52,18 @@ def answer(text, stop=(), **options):
     return out, None
 
 
+@pytest.mark.parametrize("stop, text", [("aab", "xaaaab"), ("abab!", "ababab!"), ("aba", "abaca")])
+def test_a_stop_string_that_begins_inside_of_itself(stop, text):
+    """What is held back is the longest start of it, of which the text has several."""
+    finder, out = StopStrings((stop,)), ""
+    for piece in text:
+        text_before, found = finder.push(piece)
+        out += text_before
+        if found:
+            break
+    assert (out, found) == (text[: text.index(stop)], stop)
+
+
 @given(PIECES, st.lists(st.text("ab!", min_size=1, max_size=4), max_size=3))
 def test_text_up_to_the_earliest_stop_string_however_it_is_cut(pieces, stops):
     filter_, out, stopped = StopStrings(tuple(stops)), "", None

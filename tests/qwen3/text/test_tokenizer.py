@@ -246,7 +246,10 @@ def test_the_tokens_that_end_a_turn(tmp_path):
         ("both", {"eos_token": "</s>"}, turns, ["</s>", "<|im_end|>"]),
         ("the same", {"eos_token": "<|im_end|>"}, turns, ["<|im_end|>"]),
         ("spaces", {}, turns.replace("}}<|im_end|>", "}}\n <|im_end|>"), ["<|im_end|>"]),
-        ("text", {}, turns.replace("<|im_end|>", "<note>"), []),
+        ("text", {}, turns.replace("<|im_end|>", "note"), []),
+        ("added, not special", {}, turns.replace("<|im_end|>", "<note>"), ["<note>"]),
+        ("between turns", {}, turns.replace("}}<|im_end|>", "}}{{ '<|im_end|>' if not loop.last }}"), ["<|im_end|>"]),
+        ("of the next turn", {}, turns.replace("<|im_end|>\n", ""), ["<|im_start|>"]),
     ):
         tokenizer = Tokenizer.from_folder(write_folder(tmp_path / name, config, jinja))
         assert list(tokenizer.end_of_turn_ids) == [tokenizer.token_to_id(token) for token in ends]

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from qwen3.errors import Qwen3Error
 from qwen3.text.tokenizer import Tokenizer
 from qwen3.text.tokenizer_config import KEYS, NO_EFFECT, USED
 
@@ -188,7 +189,33 @@ def test_additional_chat_templates_like_transformers(tmp_path):
         assert theirs.apply_chat_template(MESSAGES, tools=tools, tokenize=False) == text
 
 
-FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+@pytest.mark.parametrize("config", [{}, {"added_tokens_decoder": {}}])
+def test_added_tokens_json_adds_what_tokenizer_json_lacks_like_transformers(tmp_path, config):
+    folder = write_folder(tmp_path, {"eos_token": "</s>"} | config)
+    size = Tokenizer.from_folder(folder).vocab_size
+    older = {"<new>": size, "<newer>": size + 1, "</s>": 7}
+    (folder / "added_tokens.json").write_text(json.dumps(older))
+    ours, theirs, text = Tokenizer.from_folder(folder), auto_tokenizer(folder), "a<new>b<newer></s>"
+    assert ours.encode(text) == theirs(text)["input_ids"]
+    assert (size in ours.encode(text)) == (not config)
+    for skip in (False, True):
+        ids = ours.encode(text)
+        assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip)
+    for wrong in ({"<new>": size + 5}, {"<new>": "x"}, {"<new>": -1}):
+        (folder / "added_tokens.json").write_text(json.dumps(wrong))
+        if not config:
+            with pytest.raises(Qwen3Error, match="added_tokens.json") as refused:
+                Tokenizer.from_folder(folder)
+            assert "<new>" in str(refused.value)
+
+
+FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+]
 
 
 @pytest.mark.parametrize("name", FILES)

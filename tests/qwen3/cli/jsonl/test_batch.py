@@ -146,7 +146,7 @@ def test_another_file_or_other_options_are_not_resumed(run, tmp_path, monkeypatc
     code, _, err = run(LINES[1:], *OUT, "--resume")
     answers = whole.splitlines()[1:]
     assert (tmp_path / "out.jsonl").read_bytes().splitlines()[:9] == answers[:9]
-    assert code == 2 and ("1 answers to lines that are no longer in in.jsonl" in err) == (b'"id": 0' in before)
+    assert code == 2 and ("1 answer to lines that are no longer in in.jsonl" in err) == (b'"id": 0' in before)
 
 
 def test_a_full_disk_keeps_what_fitted(run, tmp_path, monkeypatch, whole):

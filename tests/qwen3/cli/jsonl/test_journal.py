@@ -1,7 +1,8 @@
-"""The journal keeps answers, belongs to one run, is resumed by the same settings alone, and is nobody else's file."""
+"""The journal keeps answers, is locked by one run, resumes only with the same settings, and replaces no other file."""
 
 import json
 import os
+import re
 import resource
 import stat
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from qwen3 import Qwen3Error
+from qwen3.cli.jsonl.interrupts import Interrupts
 from qwen3.cli.jsonl.journal import Journal
 from qwen3.cli.jsonl.lines import Line
+from qwen3.cli.jsonl.output import File, open_output
 
 LINES = [Line(n, b'{"prompt": "%d"}' % n) for n in (1, 2, 4, 5)]
 SETTINGS = {"model": "m", "temperature": 0.5, "stop": ("a",), "logit_bias": {7: 1.0}}
@@ -44,6 +47,46 @@ def test_answers_are_there_again_and_are_json(path):
     assert resumed(path) == {0: '{"text": "1"}', 2: '{"text": "4"}'}
     entries = [json.loads(line) for line in Path(path).read_text().splitlines()][1:]
     assert [(entry["line"], entry["text"]) for entry in entries] == [(1, "1"), (4, "4")]
+
+
+def test_a_journal_that_names_another_file_has_it_not_removed(path, tmp_path):
+    """Whoever can write here could else have any file of the user's replaced or removed."""
+    for part in ("/etc/hosts", "../victim", "victim", ".qwen3-1.part", 7, None):
+        Path(path).write_text(json.dumps({"qwen3_journal": 1, "part": part, "settings": {}}) + "\n")
+        journal = Journal(path, SETTINGS, False)
+        journal.close()
+        assert re.fullmatch(r"\.qwen3-[0-9a-f]{16}\.part", os.path.basename(journal.part))
+        assert os.path.dirname(journal.part) == str(tmp_path)
+
+
+def test_a_run_that_resumes_and_answers_nothing_keeps_what_was_answered(path, tmp_path):
+    write(path, 1, 4)
+    file = File(str(tmp_path / "out.jsonl"), LINES, SETTINGS, True)
+    assert file.break_off(None).startswith(f"2 of 4 answers are in {path}: run the same command with --resume")
+    assert resumed(path) == {0: '{"text": "1"}', 2: '{"text": "4"}'}
+
+
+def test_all_is_on_the_disk_before_the_journal_goes_and_the_file_keeps_its_owner(path, tmp_path, monkeypatch):
+    calls, out = [], tmp_path / "out.jsonl"
+    out.write_text("old")
+    file = File(str(out), LINES, SETTINGS, False)
+    for i in range(4):
+        file.put(i, record(i), True)
+    fsync, replace, remove = os.fsync, os.replace, file._journal.remove
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("written") or fsync(fd))
+    monkeypatch.setattr(os, "chown", lambda name, uid, gid: calls.append((uid, gid)))
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("replaced") or replace(*names))
+    monkeypatch.setattr(file._journal, "remove", lambda: calls.append("journal removed") or remove())
+    file.finish(Interrupts())
+    there = os.stat(out)
+    assert calls == ["written", (there.st_uid, there.st_gid), "replaced", "journal removed"]
+    assert out.read_text().splitlines() == [record(i) for i in range(4)] and not os.path.exists(path)
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = open_output("~/out.jsonl", "in.jsonl", LINES, SETTINGS, False)
+    assert os.path.exists(tmp_path / "out.jsonl.journal") and file.break_off(Interrupts()) == ""
 
 
 def test_without_resume_answers_are_left_alone(path):

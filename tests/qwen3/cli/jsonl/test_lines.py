@@ -1,5 +1,6 @@
 """Prompts files as people have them are read; what a line holds costs at most that line."""
 
+import gzip
 import io
 import json
 import math
@@ -43,6 +44,27 @@ def test_a_line_of_bytes_that_are_no_text_is_a_line(tmp_path):
 def test_a_file_without_lines_is_refused(tmp_path, data):
     with pytest.raises(Qwen3Error, match="in.jsonl: (no prompts|is not UTF-16)"):
         read(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    "data, why",
+    [
+        (b'[{"prompt": "a"},\n {"prompt": "b"}]\n', r"is a JSON list, .* `jq -c '.\[\]' FILE`"),
+        (b'\xef\xbb\xbf[\r\n{"prompt": "a"}\r\n]', "is a JSON list"),
+        (b'{\n  "prompt": "a"\n}\n', "is an object over many lines, .* `jq -c . FILE`"),
+        (gzip.compress(b"{}", mtime=0), "is packed with gzip"),
+        (b"PK\x03\x04...", "is a zip archive, or an Excel file"),
+        (b"PAR1...", "is a Parquet file"),
+    ],
+)
+def test_a_file_that_is_clearly_something_else_is_refused_as_a_whole(tmp_path, data, why):
+    with pytest.raises(Qwen3Error, match=f"in.jsonl: {why}"):
+        read(tmp_path, data)
+
+
+@pytest.mark.parametrize("data", [b'["a"]\n', b'[]\n{"a": 1}', b'{\n{"a": 1}\n', b'[{"a": 1}]\n{"a": 1}', b"{"])
+def test_a_bad_line_is_no_bad_file(tmp_path, data):
+    assert read(tmp_path, data)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,29 @@ def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(run, tmp_p
     assert place() == before
 
 
+@pytest.mark.parametrize("option", ["--output", "--expert-stats"])
+def test_a_file_of_the_model_is_not_replaced(run, folder, tmp_path, monkeypatch, option):
+    (tmp_path / "own.json").symlink_to(folder / "config.json")
+    monkeypatch.setattr("qwen3.cli.model.LLM", None)
+    for path in (
+        folder / "generation_config.json",
+        "own.json",
+        *[folder / "model.safetensors"][: option == "--output"],
+    ):
+        before = (tmp_path / path).read_bytes()
+        assert "is a file of the model" in one_line_error(run(LINES, option, path))
+        assert (tmp_path / path).read_bytes() == before and not (folder / f"{path}.journal").exists()
+
+
+def test_expert_statistics_that_cannot_be_written_are_refused_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    for name in ("folder.json", "picture.png"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
+    monkeypatch.setattr("qwen3.cli.model.LLM", None)
+    for name in ("folder.json", "picture.json", "pipe.json"):
+        assert "no file that can be written" in one_line_error(run(LINES, "--expert-stats", name))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_file_that_may_not_be_written_is_not_replaced(run, tmp_path):
     (tmp_path / "out.jsonl").write_text("old")

@@ -120,7 +120,11 @@ def test_openais_names(ask, line, wanted):
         ({"model": 5}, "model"),
         ({"model": ""}, "model"),
         ({"tempreature": 1}, "'tempreature': did you mean 'temperature'"),
-        ({"__proto__": 1}, "unknown field '__proto__'"),
+        ({"__proto__": 1}, "unknown field '__proto__': what is your own goes into \"metadata\""),
+        ({"input": "x"}, "'input': did you mean 'prompt'"),
+        ({"conversations": []}, "'conversations': did you mean 'messages'"),
+        ({"stop_strings": "x"}, "'stop_strings': did you mean 'stop'"),
+        ({"answer": "x"}, "'answer': what is your own"),
         ({"x" * 100_000: 1}, "unknown field"),
         ({"": 1}, "unknown field ''"),
     ],
@@ -189,6 +193,9 @@ def test_a_line_decides_before_the_command_line_does(ask, llm):
 def test_a_prompt_of_token_ids(ask):
     assert ask({"prompt": [5, 6, 7]})[0] == {"prompt": [5, 6, 7]}
     assert ask({"prompt": [5, 6, 7]})[2] == [5, 6, 7]
+    # OpenAI's completions take lists of prompts: one is one.
+    assert ask({"prompt": [[5, 6, 7]]})[::2] == ({"prompt": [[5, 6, 7]]}, [5, 6, 7])
+    assert ask({"prompt": ["hi"]})[2] == ask({"prompt": "hi"})[2]
 
 
 @pytest.mark.parametrize(
@@ -200,9 +207,11 @@ def test_a_prompt_of_token_ids(ask):
         ({"prompt": 5}, "prompt"),
         ({"prompt": {"a": 1}}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": ["a", "b"]}, "list of 2 prompts: give each a line of its own"),
+        ({"prompt": [[1], [2], [3]]}, "list of 3 prompts"),
+        ({"prompt": [""]}, "empty"),
         ({"prompt": [1, "a"]}, "prompt"),
-        ({"prompt": [[1]]}, "prompt"),
+        ({"prompt": [[[1]]]}, "prompt"),
         ({"prompt": [True]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": [320]}, "prompt"),
@@ -232,6 +241,10 @@ def test_a_prompt_of_token_ids(ask):
         ({"messages": TALK, "chat_template_kwargs": {"sanitize_control_tokens": False}}, "sanitize_control_tokens"),
         ({"messages": TALK, "chat_template_kwargs": {"styel": 1}}, "styel"),
         ({"messages": TALK, "chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        *(
+            ({"messages": TALK, "chat_template_kwargs": {name: 1}}, f"the chat template has no variable '{name}'")
+            for name in ("self", "llm", "options", "params", "rendering", "variables")
+        ),
         ({"messages": TALK, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.*messages"),
         ({"messages": TALK, "chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.*tools"),
         (
