@@ -20,6 +20,7 @@ def drive(tmp_path, *options: str) -> tuple[int, list[dict], dict]:
     return code, json.loads(out.read_text()), json.loads((tmp_path / "dryrun.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_embedded_model_on_one_card(tmp_path, capfd):
     code, (found,), record = drive(tmp_path, "--model", "tiny", "--short", "--max-num-seqs", "8", "--logits")
     assert not any("raises" in line or "did not happen" in line for line in found["breaches"]), found["breaches"]
