@@ -25,6 +25,7 @@ def output(name: str) -> list[str]:
     return finished.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_stream():
     first, *rest = output("stream")
     assert first == "def read_lines(path):"

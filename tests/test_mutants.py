@@ -53,6 +53,7 @@ def project(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_mistake_that_is_noticed_passes(project):
     code, lines, errors = project(entry("minus", "a + b", "a - b"))
     assert (code, errors) == (0, "")

@@ -175,6 +175,7 @@ def test_barriers_are_counted(found) -> None:
     assert found["planted"]["one warp"][1]["barriers"] == 0
 
 
+@pytest.mark.slow
 def test_the_interpreter_s_kernels_are_refused_in_one_line() -> None:
     result = python("-c", "from qwen3_kernels.aot import shapes; shapes.launches('30B')", env=INTERPRETED)
     assert "RuntimeError: kernels were imported with TRITON_INTERPRET set" in result.stderr

@@ -279,6 +279,7 @@ def test_a_forbidden_token_is_never_sampled(small: None) -> None:
     assert check(logits, positions=[LOWEST, HIGHEST]).tolist() == [60, 139]
 
 
+@pytest.mark.slow
 def test_sample_a_row_is_the_same_alone_and_again(small: None) -> None:
     logits = normal(2, 60)
     arguments = parameters(2, 60, top_k=20, top_p=0.9, seeds=[3, 1])

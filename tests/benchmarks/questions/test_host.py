@@ -47,6 +47,7 @@ def test_a_row_for_each_part(tmp_path):
     assert all(row["ms"] >= 0 for row in rows[3:]) and len(done.stdout.splitlines()) == len(rows) + 1
 
 
+@pytest.mark.slow
 def test_the_interpreter_is_refused(tmp_path):
     done = start(tmp_path, **os.environ | {"TRITON_INTERPRET": "1"})
     assert done.returncode == 2 and done.stderr.startswith("error: host times Triton's own launcher")

@@ -75,7 +75,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("recorded", [False, True], ids=["step by step", "recorded"])
+@pytest.mark.parametrize(
+    "recorded", [pytest.param(False, marks=pytest.mark.slow), True], ids=["step by step", "recorded"]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batch_chunks_blocks_prefixes(folder, alone, variant, recorded):
     llm = load(folder, graph_recorder=eager_recorder if recorded else None, **VARIANTS[variant])
