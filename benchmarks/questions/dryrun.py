@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-num-seqs", type=int, default=256, metavar="N", help="most sequences that run together")
     parser.add_argument("--expert-stats", action="store_true", help="count which experts are hit")
     parser.add_argument("--short", action="store_true", help="the first sizes of graphs only, one of each kind of step")
-    parser.add_argument("--cold", action="store_true", help="compile everything anew, to measure a cold start")
+    parser.add_argument("--cold", action="store_true", help="use an empty cache of kernels, to measure a cold start")
     parser.add_argument(
         "--python", default=sys.executable, metavar="FILE", help="of another environment, for its PyTorch and Triton"
     )
