@@ -27,7 +27,10 @@ from .explain import access_token, explain, hidden, http_library, hub_address, i
 from .index import INDEX, WEIGHTS, is_weight_name, shard_names, without_index
 from .resolve import STAGING, HubName, cached, hub_name, is_complete, model_text, models_folder
 
-OPTIONAL = (GENERATION, "tokenizer_config.json", "chat_template.jinja", INDEX)
+OPTIONAL = (
+    GENERATION, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja", INDEX,
+)  # fmt: skip
 CHUNK = 1 << 20  # bytes of an answer that are written at once, and that a broken connection can lose
 RETRIES = 5  # breaks of a connection in a row, without a byte between them
 
@@ -281,8 +284,10 @@ def _update(folder: Path, repo: _Repo) -> None:
         for name in old | (set(OPTIONAL) - small.keys()):
             (folder / name).unlink(missing_ok=True)
         for name, content in small.items():
-            (folder / STAGING / name).write_bytes(content)
-            (folder / STAGING / name).replace(folder / name)
+            staged = folder / STAGING / Path(name).name
+            staged.write_bytes(content)
+            (folder / name).parent.mkdir(exist_ok=True)
+            staged.replace(folder / name)
         shutil.rmtree(folder / STAGING)
 
 

@@ -25,7 +25,7 @@ def test_complete_download_has_the_needed_files_and_no_other(fake, get, tmp_path
     assert folder == tmp_path / REPO
     assert listing(tmp_path) == {f"{REPO}/{name}" for name in NEEDED}
     assert all((folder / name).read_bytes() == files()[name] for name in NEEDED)
-    assert {r.path.split("1" * 40 + "/")[-1] for r in fake.requests if r.method == "GET"} <= NEEDED
+    assert {r.path.split("1" * 40 + "/")[-1] for r in fake.requests if r.method == "GET"} <= NEEDED | set(hub.OPTIONAL)
     assert all(r.path.startswith(f"/{REPO}/resolve/") or r.path.startswith("/storage/") for r in fake.requests)
     assert {r.encoding for r in fake.requests} == {"identity"}  # a compressed answer has other byte positions
     assert resolve(REPO, tmp_path) == resolve(None, tmp_path) == folder
@@ -47,6 +47,20 @@ def test_one_weight_file_and_no_optional_files(fake, get, tmp_path):
     assert listing(folder) == {"config.json", "tokenizer.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == weights(3)
     assert resolve(REPO, tmp_path) == folder
+
+
+def test_every_file_that_the_tokenizer_reads_is_fetched_and_goes_with_its_revision(fake, get):
+    further = {
+        "added_tokens.json": b"{}",
+        "special_tokens_map.json": b"{}",
+        "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+    }
+    fake.commits["1" * 40] = files(**further)
+    folder = get()
+    assert listing(folder) == NEEDED | further.keys()
+    assert all((folder / name).read_bytes() == content for name, content in further.items())
+    fake.commits["1" * 40] = files()
+    assert listing(get()) == NEEDED
 
 
 def break_off(fake: FakeHub, get) -> None:
