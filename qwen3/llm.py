@@ -95,7 +95,7 @@ class LLM:
         records_graphs(self.engine_config, self.device, self.backend)
         self.defaults = generation_defaults(self.folder, self.config.vocab_size)
         if not random_weights:
-            log.debug("a tokenizer of %d tokens", self.tokenizer.vocab_size)
+            _ = self.tokenizer
         counted = expert_stats and self.config.num_experts > 0
         self.stats = Stats(experts=ExpertLoad(self.config, self.device) if counted else None)
         weights = None if random_weights else self.folder
@@ -235,8 +235,8 @@ class LLM:
     def prepare(self, prompt: Prompt, params: SamplingParams | None = None, name: str = "the prompt") -> Request:
         """Checks a prompt and its parameters; raises Qwen3Error, which calls the prompt by `name`."""
         wanted = check_params(params)
-        if self.defaults.stop and not wanted.stop and not self.random_weights:
-            wanted = replace(wanted, stop=self.defaults.stop)
+        if wanted.stop is None:
+            wanted = replace(wanted, stop=() if self.random_weights else self.defaults.stop)
         if self.random_weights and (wanted.stop or wanted.bad_words):
             raise Qwen3Error(f"{name}: stop strings need text, and random weights give none: use stop_token_ids")
         if isinstance(prompt, str):
@@ -247,7 +247,7 @@ class LLM:
         self.engine.scheduler.check(sequence.max_length)
         text = TextStream(
             None if self.random_weights else self.tokenizer,
-            wanted.stop,
+            wanted.stop or (),
             sequence.sampling.min_tokens,
             wanted.include_stop_str_in_output,
             wanted.skip_special_tokens,

@@ -83,7 +83,7 @@ class SamplingParams:
     presence_penalty, frequency_penalty: subtracted from the scores of tokens of the answer, once or per occurrence.
     max_new_tokens: the longest answer in tokens; None goes on to the end of the context.
     stop: texts that end the answer and are not part of it. The name of a special token is found although it is no text.
-        Not looked for in the first min_tokens tokens.
+        Not looked for in the first min_tokens tokens. An empty list turns off those of generation_config.json.
     stop_token_ids: ids that end the answer, beside the model's own.
     ignore_eos: go on after the model's own end-of-text ids.
     seed: the same seed samples the same tokens, alone or in a batch.
@@ -136,7 +136,7 @@ class SamplingParams:
     max_new_tokens: int | None = _option(
         None, _whole(1, _LENGTH, "1 or more"), "tokens to generate at most (default: what is left of the context)", "N"
     )
-    stop: tuple[str, ...] = _option((), values.texts, "end before this text; repeatable", "TEXT")
+    stop: tuple[str, ...] | None = _option(None, values.texts, "end before this text; repeatable", "TEXT")
     stop_token_ids: tuple[int, ...] = _option((), _token_ids, "end with this token id; repeatable", "ID")
     ignore_eos: bool = _option(False, values.flag, "go on after the model's own end of text")
     seed: int | None = _option(

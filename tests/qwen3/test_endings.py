@@ -108,6 +108,7 @@ def test_stop_strings_of_the_model_end_answers_that_name_none(tmp_path):
     with LLM(folder, device="cpu") as llm:
         assert ended(llm) == ("bc", "stop", "<more>")
         assert ended(llm, stop="d") == ("bc", "stop", "d")
+        assert ended(llm, stop=None) == ended(llm) and ended(llm, stop=[])[1:] == ("length", None)
     with LLM(folder, device="cpu", random_weights=True) as llm:
         assert len(llm.generate([[5]], GREEDY)[0].token_ids) == 9
 
