@@ -38,7 +38,7 @@ class File:
             )
 
     def put(self, i: int, record: str, answered: bool) -> None:
-        """Takes the record of a line; an answer is on the disk after it, a line that failed is tried again."""
+        """Takes the record of a line; an answer is in the journal after it, a line that failed is tried again."""
         if answered:
             self._journal.append(self._lines[i], record)
             self._answers += 1
