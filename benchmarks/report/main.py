@@ -70,15 +70,20 @@ def read(path: Path) -> str:
         raise Qwen3Error(f"{path}: cannot be read ({error.strerror}): name the files with --readme") from None
 
 
+def _record(records: dict[str, dict], name: str, what: str) -> dict:
+    if name not in records:
+        raise Qwen3Error(f"{what} {name} has no record: run `python -m benchmarks {question_of(name)}` first")
+    return records[name]
+
+
 def with_pictures(text: str, records: dict[str, dict], source: Path) -> str:
     """Puts each picture's message into `text` as its alt text. Raises Qwen3Error for a picture without a record."""
 
     def filled(match: re.Match) -> str:
         name = match["name"]
-        if name not in records:
-            command = f"python -m benchmarks {question_of(name)}"
-            raise Qwen3Error(f"{source}: picture {name} has no record: run `{command}` first")
-        message = (caption(name, records[name]) or "").replace("[", "(").replace("]", ")")
+        message = (
+            (caption(name, _record(records, name, f"{source}: picture")) or "").replace("[", "(").replace("]", ")")
+        )
         return f"![{message}]({match['path']})"
 
     return PICTURE.sub(filled, text)
@@ -89,10 +94,7 @@ def with_tables(text: str, records: dict[str, dict], source: Path) -> str:
 
     def filled(match: re.Match) -> str:
         name = match["name"]
-        if name not in records:
-            command = f"python -m benchmarks {question_of(name)}"
-            raise Qwen3Error(f"{source}: table {name} has no record: run `{command}` first")
-        return f"{BEGIN}{name} -->\n\n{table(name, records[name])}\n\n{END}"
+        return f"{BEGIN}{name} -->\n\n{table(name, _record(records, name, f'{source}: table'))}\n\n{END}"
 
     found = TABLE.findall(text)
     if not len(found) == text.count(BEGIN) == text.count(END) or any(BEGIN in body for _, body in found):

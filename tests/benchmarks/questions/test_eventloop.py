@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from benchmarks.questions import eventloop
 from qwen3 import LLM
 
-from .test_serve import JumpingClock
+from .jumping import jumping_loop
 
 
 def arguments(*more):
@@ -32,23 +31,11 @@ def test_a_row_for_each_situation(monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(situations)
 
 
-def test_what_blocks_the_loop_is_measured():
-    async def block():
-        await asyncio.sleep(0)
-        time.sleep(0.05)
-
-    assert asyncio.run(eventloop.longest_delay(block())) >= 0.04
-
-
 @pytest.fixture
 def jumping(monkeypatch):
     """The clock of an event loop whose sleeps take no time, and a function that runs a coroutine in it."""
-    clock = JumpingClock()
-    loop = asyncio.SelectorEventLoop(clock)
-    monkeypatch.setattr(loop, "time", lambda: clock.now)
-    monkeypatch.setattr(eventloop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    yield clock, loop.run_until_complete
-    loop.close()
+    with jumping_loop(monkeypatch, eventloop) as found:
+        yield found
 
 
 def test_the_delay_is_the_longest_beyond_a_tick(jumping):

@@ -1,35 +1,22 @@
 """The waits of a fake engine whose delays are known, on a clock that jumps, and the gate on its answers."""
 
 import asyncio
-import selectors
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.questions import serve
 
+from .jumping import jumping_loop
+
 TEXTS = [list(range(i, i + 512)) for i in range(4)]
-
-
-class JumpingClock(selectors.SelectSelector):
-    """An event loop's selector that does not wait: its time is over at once."""
-
-    now = 0.0
-
-    def select(self, timeout=None):
-        self.now += timeout or 0
-        return super().select(0)
 
 
 @pytest.fixture
 def run(monkeypatch):
     """Runs a coroutine whose sleeps take no time; serve sees the time that they would have taken."""
-    clock = JumpingClock()
-    loop = asyncio.SelectorEventLoop(clock)
-    monkeypatch.setattr(loop, "time", lambda: clock.now)
-    monkeypatch.setattr(serve, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    yield loop.run_until_complete
-    loop.close()
+    with jumping_loop(monkeypatch, serve) as (_, run):
+        yield run
 
 
 class FakeEngine:
